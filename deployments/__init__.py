@@ -1,0 +1,1 @@
+"""What does the work: expert and segmenter replicas, and the backends they own."""

@@ -1,0 +1,1 @@
+"""One module per way of finding the region; `base.py` says what they share."""

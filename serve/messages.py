@@ -1,0 +1,122 @@
+"""What crosses a Ray handle: arrays and points, as frozen dataclasses.
+
+Never encoded pictures, never the original: only the copy the segmenter needs and the crop the
+expert needs. All images are RGB, uint8, row-major, already in sRGB and upright.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+UInt8Array = NDArray[np.uint8]
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels; x1 and y1 exclusive."""
+
+Expert = Literal["eye", "shoes", "face", "top", "bottom", "dress", "bg"]
+EXPERTS: tuple[Expert, ...] = ("eye", "shoes", "face", "top", "bottom", "dress", "bg")
+
+LANDMARK_NAMES = (
+    # COCO-17: the person's own left and right, so left_eye lies right of right_eye when facing us.
+    *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder"),
+    *("left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip"),
+    *("left_knee", "right_knee", "left_ankle", "right_ankle"),
+    # Ours, where the region policies need more than COCO has.
+    *("chin", "forehead", "mouth", "neck", "crotch"),
+    *("left_heel", "right_heel", "left_toe", "right_toe"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Landmarks:
+    """Named points of one person in pixels of one image; a point not found is absent.
+
+    Points may lie outside the picture when a limb is cut off by its border.
+    """
+
+    points: Mapping[str, Point] = field(default_factory=dict)
+    face: Box | None = None
+    """Tight box from forehead to chin and cheek to cheek."""
+
+    def transformed(self, scale: Point, offset: Point) -> "Landmarks":
+        """Map every point by (x, y) -> (x * scale[0] + offset[0], y * scale[1] + offset[1])."""
+
+        def move(x: float, y: float) -> Point:
+            return x * scale[0] + offset[0], y * scale[1] + offset[1]
+
+        face = None if self.face is None else (*move(*self.face[:2]), *move(*self.face[2:]))
+        return Landmarks({name: move(*point) for name, point in self.points.items()}, face)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRequest:
+    """Find the region that `expert` may change."""
+
+    image_hwc: UInt8Array
+    """(H, W, 3) sRGB, longer side at most 1024."""
+    expert: Expert
+    content_hash: str
+    """Of the original bytes; the cache key together with the masker."""
+    masker: str = "classical"
+    dilation: float = 0.0
+    """Grow the region by this fraction of its box's shorter side."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentReply:
+    """Where the expert may paint, and what is known about the person."""
+
+    region_hw: UInt8Array
+    """(H, W): 255 where the picture may change, 0 elsewhere, never empty; a soft edge only for bg."""
+    silhouette_hw: UInt8Array
+    """(H, W): 255 on the person, 0 on the background, soft edge."""
+    landmarks: Landmarks
+    masker: str
+    """Which masker with which version, for the receipt: `classical/1`."""
+    cached: bool = False
+    batch_size: int = 1
+
+    def from_cache(self) -> "SegmentReply":
+        return replace(self, cached=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertRequest:
+    """Paint the product into the region of one crop."""
+
+    request_id: str
+    crop_hwc: UInt8Array
+    """(H, W, 3): the part of the person's picture around the region, at the expert's size."""
+    region_hw: UInt8Array
+    """(H, W): 255 where the expert may paint."""
+    silhouette_hw: UInt8Array | None
+    """(H, W): 255 on the person; None when the caller brought a mask and nothing was segmented."""
+    landmarks: Landmarks
+    """In crop pixels; empty when the caller brought a mask."""
+    product_hwc: UInt8Array
+    """(h, w, 4) sRGB with straight alpha; alpha is 255 everywhere for an opaque picture."""
+    product_landmarks: Landmarks
+    """In product pixels; only for experts whose product is a person (face)."""
+    seed: int
+    num_images: int = 1
+    num_steps: int = 1
+    guidance: float = 0.0
+    deadline_unix_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertReply:
+    """What an expert painted."""
+
+    images_nhwc: UInt8Array
+    """(N, H, W, 3), same H and W as the crop."""
+    alpha_nhw: UInt8Array | None
+    """(N, H, W): 0 where the expert left the crop as it was; None when it does not know."""
+    version: str
+    batch_size: int = 1
+    generate_ms: float = 0.0
+    notes: tuple[str, ...] = ()
+    """What a person should know about this picture, in words, for receipt and Studio."""
