@@ -47,7 +47,7 @@ class Sm4llError(Exception):
         self.retry_after_s = retry_after_s
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Keyword-only arguments are lost by default pickling, and with them the type at a Ray caller.
+        # Default pickling loses keyword-only arguments, and with them the type at a Ray caller.
         return _rebuild, (type(self), self.detail, self.remedy, self.retry_after_s)
 
 

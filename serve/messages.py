@@ -70,7 +70,7 @@ class SegmentReply:
     """Where the expert may paint, and what is known about the person."""
 
     region_hw: UInt8Array
-    """(H, W): 255 where the picture may change, 0 elsewhere, never empty; a soft edge only for bg."""
+    """(H, W): 0 where nothing may change, else the weight of the edit; soft edges only for bg."""
     silhouette_hw: UInt8Array
     """(H, W): 255 on the person, 0 on the background, soft edge."""
     landmarks: Landmarks
