@@ -1,0 +1,144 @@
+"""What is deployed, as frozen pydantic models read from YAML.
+
+Defaults live here and nowhere else; the YAML holds what differs.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from serve.errors import ConfigError
+from serve.messages import EXPERTS, Expert
+
+CONFIGS_DIR = Path(__file__).resolve().parents[1] / "configs"
+VersionId = Annotated[str, Field(pattern=rf"^({'|'.join(EXPERTS)})@[a-z0-9][a-z0-9._-]{{0,62}}$")]
+"""`expert@name`, for example `eye@1`."""
+
+
+class Config(BaseModel):
+    """Base of every configuration model: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def load_yaml(path: Path, model: type[ConfigT]) -> ConfigT:
+    """Read one YAML file into a model.
+
+    Raises:
+        ConfigError: the file is missing, is not a mapping or does not fit; names file and key.
+    """
+    try:
+        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path}: no such file") from exc
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: not readable as YAML: {exc}") from exc
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must be a mapping, got {type(data).__name__}")
+    try:
+        return model.model_validate(data)
+    except ValidationError as exc:
+        problems = "; ".join(
+            f"{'.'.join(map(str, error['loc'])) or 'file'}: {error['msg']}"
+            for error in exc.errors()
+        )
+        raise ConfigError(f"{path}: {problems}") from exc
+
+
+class Autoscaling(Config):
+    """How many replicas a deployment may have, and when it gets another."""
+
+    min_replicas: NonNegativeInt = 1
+    """0 frees the memory while idle and costs the first caller a cold start."""
+    max_replicas: PositiveInt = 2
+    target_ongoing_requests: PositiveFloat = 2.0
+    """Serve adds replicas while the mean of running and waiting requests is above this."""
+    upscale_delay_s: NonNegativeFloat = 10.0
+    downscale_delay_s: NonNegativeFloat = 300.0
+
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas is below min_replicas")
+        return self
+
+
+class Resources(Config):
+    """What Ray reserves for one replica. Bookkeeping only: Ray enforces none of it."""
+
+    num_cpus: NonNegativeFloat = 0.1
+    num_gpus: NonNegativeFloat = 0.0
+
+
+class DeployedVersion(Config):
+    """One expert version that runs in the cluster."""
+
+    version: VersionId
+    autoscaling: Autoscaling = Autoscaling()
+    resources: Resources = Resources()
+
+    @property
+    def expert(self) -> Expert:
+        expert: Any = self.version.split("@")[0]
+        return expert  # type: ignore[no-any-return]  # the pattern allows nothing else
+
+
+class RouterConfig(Config):
+    """The ingress deployment."""
+
+    autoscaling: Autoscaling = Autoscaling(target_ongoing_requests=8.0)
+    resources: Resources = Resources()
+    max_ongoing_requests: PositiveInt = 256
+    num_imaging_threads: PositiveInt = 2
+    """Threads for decode, paste and encode in each replica; about the cores it may use."""
+    max_body_mib: PositiveInt = 80
+    max_image_mib: PositiveInt = 32
+    max_megapixels: PositiveInt = 64
+    max_side_px: PositiveInt = 16_384
+    default_timeout_s: PositiveFloat = 60.0
+    """A request that takes longer is stopped everywhere and answered 504."""
+
+
+class SegmenterConfig(Config):
+    """The shared preprocessing deployment."""
+
+    autoscaling: Autoscaling = Autoscaling(target_ongoing_requests=4.0)
+    resources: Resources = Resources()
+    max_batch_size: PositiveInt = 4
+    batch_wait_s: NonNegativeFloat = 0.005
+    cache_mib: PositiveInt = 128
+    """Person analyses kept by content hash in each replica."""
+
+
+class FamilyConfig(Config):
+    """What one cluster serves."""
+
+    bundles_dir: Path = Path("experts")
+    """Where the bundles lie, relative to this file."""
+    router: RouterConfig = RouterConfig()
+    segmenter: SegmenterConfig = SegmenterConfig()
+    experts: tuple[DeployedVersion, ...] = Field(min_length=1)
+    """In order: the first version of an expert is the one a request gets by default."""
+
+    @model_validator(mode="after")
+    def _versions_are_unique(self) -> Self:
+        seen = [deployed.version for deployed in self.experts]
+        twice = sorted({version for version in seen if seen.count(version) > 1})
+        if twice:
+            raise ValueError(f"listed twice: {', '.join(twice)}")
+        return self
