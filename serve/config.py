@@ -22,7 +22,6 @@ from pydantic import (
 from serve.errors import ConfigError
 from serve.messages import EXPERTS, Expert
 
-CONFIGS_DIR = Path(__file__).resolve().parents[1] / "configs"
 VersionId = Annotated[str, Field(pattern=rf"^({'|'.join(EXPERTS)})@[a-z0-9][a-z0-9._-]{{0,62}}$")]
 """`expert@name`, for example `eye@1`."""
 

@@ -48,13 +48,7 @@ class Sm4llError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Default pickling loses keyword-only arguments, and with them the type at a Ray caller.
-        return _rebuild, (type(self), self.detail, self.remedy, self.retry_after_s)
-
-
-def _rebuild(
-    kind: type[Sm4llError], detail: str, remedy: str, retry_after_s: float | None
-) -> Sm4llError:
-    return kind(detail, remedy=remedy, retry_after_s=retry_after_s)
+        return type(self), (self.detail,), self.__dict__
 
 
 class RequestError(Sm4llError):
@@ -70,6 +64,18 @@ class InvalidRequest(RequestError):
 
     code = "invalid_request"
     title = "The request is not valid"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        remedy: str = "",
+        retry_after_s: float | None = None,
+        fields: tuple[tuple[str, str], ...] = (),
+    ):
+        super().__init__(detail, remedy=remedy, retry_after_s=retry_after_s)
+        self.fields = fields
+        """(field, what is wrong with it), where single fields are to blame."""
 
 
 class Unauthenticated(RequestError):

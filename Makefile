@@ -1,0 +1,40 @@
+# Two commands: `make demo` tries all seven experts, `make test` proves the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+TEST_ENV := RAY_USAGE_STATS_ENABLED=0
+
+.PHONY: demo test lint unit ray clean
+
+demo: $(VENV)/.core ## try all seven experts on bundled pictures, write demo/index.html
+	@$(BIN)/sm4ll demo --output demo
+
+test: $(VENV)/.dev ## ruff, mypy, import-linter, unit tests, then the tests on one local cluster
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m "ray or not ray"
+
+unit: $(VENV)/.dev ## the tests that need no cluster
+	$(BIN)/python -m pytest -q
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with make PYTHON=...")'
+	@echo "Creating $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing what serving needs (about a minute the first time) ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.core
+	@echo "Installing what the tests need ..."
+	@$(PIP) pip
+	@$(PIP) -e . --group dev
+	@touch $@
+
+clean: ## remove everything make created
+	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,43 @@
+"""The shared preprocessing deployment: finds regions, in batches, for every expert."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from ray import serve as rayserve
+
+from deployments.segmenters.registry import create_segmenter
+from serve.config import SegmenterConfig
+from serve.errors import Sm4llError
+from serve.messages import SegmentReply, SegmentRequest
+
+
+class SegmenterReplica:
+    """Batches requests onto one thread; results are cached by content inside the segmenter."""
+
+    def __init__(self, config: SegmenterConfig):
+        self._segmenter = create_segmenter("classical", config.cache_mib * 2**20)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="segmenter")
+        self._batched.set_max_batch_size(config.max_batch_size)
+        self._batched.set_batch_wait_timeout_s(config.batch_wait_s)
+        self._segmenter.load()
+
+    async def segment(self, request: SegmentRequest) -> SegmentReply:
+        """Find one region.
+
+        Raises:
+            SubjectNotFound: what the expert edits is not visible.
+        """
+        outcome: SegmentReply | Sm4llError = await self._batched(request)
+        if isinstance(outcome, Sm4llError):
+            raise outcome
+        return outcome
+
+    @rayserve.batch
+    async def _batched(self, batch: list[SegmentRequest]) -> list[SegmentReply | Sm4llError]:
+        # Errors are values here: raised, one would fail every request of the batch.
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._segmenter.segment, batch)
+
+    async def ping(self) -> str:
+        """Answers once the segmenter is loaded."""
+        return self._segmenter.name

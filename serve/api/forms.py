@@ -1,0 +1,212 @@
+"""Reads a try-on request body, multipart or JSON, into options and picture bytes."""
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from serve.api.problems import invalid_fields
+from serve.errors import (
+    FetchRefused,
+    ImageTooLarge,
+    InvalidImage,
+    InvalidRequest,
+    NotSupported,
+    RequestError,
+)
+from serve.schemas import TryOnJson, TryOnOptions
+
+PICTURES = ("person", "product", "mask")
+MAX_TEXT_BYTES = 4096
+MAX_PARTS = 32
+DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.=+-]+)*?)(;base64)?,", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class TryOnBody:
+    """One request's options and its encoded pictures."""
+
+    options: TryOnOptions
+    person: bytes
+    product: bytes
+    mask: bytes | None
+
+
+async def read_tryon(request: Request, max_image_bytes: int) -> TryOnBody:
+    """Read the body of `POST /v1/tryon`.
+
+    Raises:
+        InvalidRequest: not multipart or JSON, or a field is missing, unknown, doubled or wrong.
+        ImageTooLarge: a picture has more than max_image_bytes.
+        FetchRefused, NotSupported: a picture is given by URL or asset id.
+    """
+    content_type, parameters = parse_options_header(request.headers.get("content-type", ""))
+    if content_type == b"multipart/form-data":
+        boundary = parameters.get(b"boundary", b"")
+        return _from_fields(await _read_multipart(request, boundary, max_image_bytes))
+    if content_type == b"application/json":
+        return _from_json(await request.body(), max_image_bytes)
+    raise InvalidRequest(
+        f"content type {content_type.decode('latin-1') or 'missing'!r} is not read here",
+        remedy="send multipart/form-data or application/json",
+    )
+
+
+class _Parts:
+    """Collects the parts of one multipart body as the parser calls back."""
+
+    def __init__(self, max_image_bytes: int):
+        self._max_image_bytes = max_image_bytes
+        self._header = bytearray()
+        self._headers: dict[bytes, bytes] = {}
+        self._name = ""
+        self._value = bytearray()
+        self._data = bytearray()
+        self._limit_bytes = MAX_TEXT_BYTES
+        self.fields: dict[str, bytes] = {}
+
+    def callbacks(self) -> Any:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._end_headers,
+            "on_part_data": self._extend,
+            "on_part_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        self._headers, self._data = {}, bytearray()
+        if len(self.fields) >= MAX_PARTS:
+            raise InvalidRequest(f"more than {MAX_PARTS} form fields")
+
+    def _end_header(self) -> None:
+        self._headers[bytes(self._header).lower()] = bytes(self._value)
+        self._header, self._value = bytearray(), bytearray()
+
+    def _end_headers(self) -> None:
+        disposition = self._headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(disposition)
+        self._name = options.get(b"name", b"").decode("utf-8", "replace")
+        if not self._name:
+            raise InvalidRequest("a form part has no name")
+        if self._name in self.fields:
+            raise InvalidRequest(f"{self._name}: given twice")
+        is_picture = self._name in PICTURES
+        # A data URI in a text part is a third longer than the bytes it carries.
+        self._limit_bytes = self._max_image_bytes * 4 // 3 + 64 if is_picture else MAX_TEXT_BYTES
+
+    def _extend(self, data: bytes, start: int, end: int) -> None:
+        if len(self._data) + end - start > self._limit_bytes:
+            raise ImageTooLarge(f"{self._name}: larger than {self._limit_bytes} bytes")
+        self._data += memoryview(data)[start:end]
+
+    def _end(self) -> None:
+        self.fields[self._name] = bytes(self._data)
+
+
+async def _read_multipart(
+    request: Request, boundary: bytes, max_image_bytes: int
+) -> dict[str, bytes]:
+    if not boundary:
+        raise InvalidRequest("multipart/form-data without a boundary")
+    parts = _Parts(max_image_bytes)
+    ended = False
+
+    def on_end() -> None:
+        nonlocal ended
+        ended = True
+
+    try:
+        parser = MultipartParser(boundary, {**parts.callbacks(), "on_end": on_end})
+        async for chunk in request.stream():
+            parser.write(chunk)
+        parser.finalize()
+    except MultipartParseError as exc:
+        raise InvalidRequest(f"the multipart body is damaged: {exc}") from exc
+    if not ended:
+        raise InvalidRequest("the multipart body ends early")
+    return parts.fields
+
+
+def _from_fields(fields: dict[str, bytes]) -> TryOnBody:
+    options = {
+        name: value.decode("utf-8", "replace")
+        for name, value in fields.items()
+        if name not in PICTURES and value != b""
+    }
+    try:
+        parsed = TryOnOptions.model_validate(options)
+    except ValidationError as exc:
+        raise invalid_fields(exc) from exc
+    pictures = {name: _picture(name, fields[name]) for name in PICTURES if name in fields}
+    for name in ("person", "product"):
+        if name not in pictures:
+            raise InvalidRequest(f"{name}: missing", remedy=f"send a form part named {name!r}")
+    return TryOnBody(parsed, pictures["person"], pictures["product"], pictures.get("mask"))
+
+
+def _picture(name: str, value: bytes) -> bytes:
+    if not value:
+        raise InvalidImage(f"{name}: the file is empty")
+    if value.startswith((b"data:", b"http:", b"https:", b"ast_")):
+        return read_reference(name, value.decode("latin-1"))
+    return value
+
+
+def _from_json(body: bytes, max_image_bytes: int) -> TryOnBody:
+    try:
+        parsed = TryOnJson.model_validate_json(body)
+    except ValidationError as exc:
+        raise invalid_fields(exc) from exc
+    mask = None if parsed.mask is None else read_reference("mask", parsed.mask)
+    pictures = (
+        read_reference("person", parsed.person),
+        read_reference("product", parsed.product),
+        mask,
+    )
+    for name, data in zip(PICTURES, pictures, strict=True):
+        if data is not None and len(data) > max_image_bytes:
+            raise ImageTooLarge(f"{name}: {len(data)} bytes; at most {max_image_bytes}")
+    return TryOnBody(parsed, *pictures)
+
+
+def read_reference(name: str, reference: str) -> bytes:
+    """Bytes of a picture given as text.
+
+    Raises:
+        InvalidRequest: neither a data URI nor anything else this API knows.
+        FetchRefused: a URL.
+        NotSupported: an asset id.
+    """
+    if reference.startswith("data:"):
+        return _data_uri(name, reference)
+    inline = "send the file itself or a data URI (data:image/png;base64,...)"
+    refusal: RequestError
+    if reference.startswith(("http://", "https://")):
+        refusal = FetchRefused(f"{name}: images by URL are not fetched here", remedy=inline)
+    elif reference.startswith("ast_"):
+        refusal = NotSupported(f"{name}: asset ids are not known here", remedy=inline)
+    else:
+        refusal = InvalidRequest(f"{name}: not a data URI", remedy=inline)
+    raise refusal
+
+
+def _data_uri(name: str, uri: str) -> bytes:
+    match = DATA_URI.match(uri[:256])
+    if match is None or not match.group(3):
+        raise InvalidRequest(f"{name}: a data URI must be base64", remedy="data:image/png;base64,…")
+    try:
+        data = base64.b64decode(uri[match.end() :], validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise InvalidRequest(f"{name}: the data URI's base64 is damaged: {exc}") from exc
+    if not data:
+        raise InvalidImage(f"{name}: the file is empty")
+    return data

@@ -1,0 +1,86 @@
+"""Pure-ASGI middleware: the request id, Serve's control headers, the body limit."""
+
+import re
+import secrets
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.api.problems import problem_response
+from serve.errors import ImageTooLarge
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# A client could switch off timeouts or cancellation, or steer Serve's routing, with these
+# (ray/serve/_private/constants.py, 2.60).
+CONTROL_HEADERS = (
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+    b"serve_multiplexed_model_id",
+    b"x-session-id",
+)
+
+
+class RequestContext:
+    """Gives every request an id, echoes it, and drops Serve's control headers."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        wanted = Headers(scope=scope).get("x-request-id", "")
+        request_id = wanted if REQUEST_ID.fullmatch(wanted) else f"req_{secrets.token_hex(12)}"
+        scope["headers"] = [
+            (name, value)
+            for name, value in scope["headers"]
+            if name not in CONTROL_HEADERS and not name.startswith(b"x-serve-router-")
+        ]
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """Refuses a body above the limit: by its declared length, or as it arrives."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int):
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    def _too_large(self) -> ImageTooLarge:
+        limit_mib = self._max_body_bytes / 2**20
+        return ImageTooLarge(
+            f"the request body is larger than {limit_mib:.0f} MiB",
+            remedy="send smaller files: JPEG at quality 95 keeps a 20-megapixel photo below 15 MiB",
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdigit() and int(declared) > self._max_body_bytes:
+            request_id = scope.get("state", {}).get("request_id", "")
+            refusal = problem_response(self._too_large(), request_id)
+            await refusal(scope, receive, send)
+            return
+        received_bytes = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received_bytes
+            message = await receive()
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > self._max_body_bytes:
+                raise self._too_large()
+            return message
+
+        await self._app(scope, receive_counted, send)
+
+

@@ -1,0 +1,96 @@
+"""Renders every error as RFC 9457 problem+json: the one place that turns errors into HTTP."""
+
+import logging
+import math
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from serve.errors import InvalidRequest, Sm4llError
+from serve.schemas import FieldProblem, Problem
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:sm4ll:problem:"
+HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def invalid_fields(exc: ValidationError | RequestValidationError) -> InvalidRequest:
+    """Translate pydantic's report; the values themselves are left out, they may be pictures."""
+    fields = tuple(
+        (".".join(map(str, error["loc"])) or "body", error["msg"].removeprefix("Value error, "))
+        for error in exc.errors()
+    )
+    detail = "; ".join(f"{field}: {message}" for field, message in fields)
+    return InvalidRequest(detail or "the request does not fit the schema", fields=fields)
+
+
+def problem_response(error: Sm4llError, request_id: str) -> Response:
+    problem = Problem(
+        type=TYPE_PREFIX + error.code,
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        code=error.code,
+        request_id=request_id,
+        remedy=error.remedy or None,
+        retry_after_s=error.retry_after_s,
+        errors=_field_problems(error),
+    )
+    headers = {"X-Request-Id": request_id}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    body = problem.model_dump(mode="json", exclude_none=True)
+    return JSONResponse(body, error.status, headers, MEDIA_TYPE)
+
+
+def _field_problems(error: Sm4llError) -> list[FieldProblem] | None:
+    if not isinstance(error, InvalidRequest) or not error.fields:
+        return None
+    return [FieldProblem(field=field, message=message) for field, message in error.fields]
+
+
+def request_id_of(request: Request) -> str:
+    return str(request.scope.get("state", {}).get("request_id", ""))
+
+
+def install_problem_handlers(app: FastAPI, logger: logging.Logger) -> None:
+    """Every way a request can fail, to one body."""
+
+    async def on_error(request: Request, exc: Exception) -> Response:
+        assert isinstance(exc, Sm4llError)
+        if exc.status >= 500:
+            logger.error("%s: %s", exc.code, exc.detail, exc_info=exc)
+        return problem_response(exc, request_id_of(request))
+
+    async def on_validation(request: Request, exc: Exception) -> Response:
+        assert isinstance(exc, RequestValidationError)
+        return problem_response(invalid_fields(exc), request_id_of(request))
+
+    async def on_http(request: Request, exc: Exception) -> Response:
+        assert isinstance(exc, HTTPException)
+        request_id = request_id_of(request)
+        problem = Problem(
+            type=TYPE_PREFIX + HTTP_CODES.get(exc.status_code, "http_error"),
+            title=exc.detail,
+            status=exc.status_code,
+            detail=f"{request.method} {request.url.path}: {exc.detail}",
+            code=HTTP_CODES.get(exc.status_code, "http_error"),
+            request_id=request_id,
+        )
+        headers = {**(exc.headers or {}), "X-Request-Id": request_id}
+        body = problem.model_dump(mode="json", exclude_none=True)
+        return JSONResponse(body, exc.status_code, headers, MEDIA_TYPE)
+
+    async def on_unknown(request: Request, exc: Exception) -> Response:
+        logger.error("unexpected failure on %s", request.url.path, exc_info=exc)
+        detail = "an unexpected failure; the log has it under this request id"
+        return problem_response(Sm4llError(detail), request_id_of(request))
+
+    app.add_exception_handler(Sm4llError, on_error)
+    app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(Exception, on_unknown)

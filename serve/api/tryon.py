@@ -1,0 +1,155 @@
+"""`POST /v1/tryon`: a person and a product go in, the person wearing the product comes out."""
+
+import base64
+import hashlib
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from serve.api.forms import read_tryon
+from serve.api.identity import identify
+from serve.api.problems import request_id_of
+from serve.errors import InvalidRequest
+from serve.imaging.decode import ImageLimits
+from serve.pipeline import Pipeline, TryOnResult, TryOnWork
+from serve.schemas import OutputImage, Problem, TryOnAnswer, TryOnJson, TryOnOptions
+from serve.telemetry import Stopwatch
+
+PROBLEM_STATUSES = (400, 404, 413, 422, 429, 500, 503, 504)
+
+
+def build_tryon_router(pipeline: Pipeline, limits: ImageLimits, timeout_s: float) -> APIRouter:
+    """The route, bound to its pipeline."""
+    router = APIRouter(tags=["try-on"])
+
+    @router.post(
+        "/v1/tryon",
+        summary="Try a product on a person",
+        response_class=Response,
+        responses=_responses(),
+        openapi_extra={"requestBody": _request_body()},
+    )
+    async def tryon(request: Request) -> Response:
+        """Answers the picture, or JSON with picture and receipt for `Accept: application/json`."""
+        identify(request)
+        watch = Stopwatch()
+        with watch.stage("read"):
+            body = await read_tryon(request, limits.max_bytes)
+        as_json = _wants_json(request.headers.get("accept", "*/*"), body.options)
+        work = TryOnWork(
+            options=body.options,
+            person=body.person,
+            product=body.product,
+            mask=body.mask,
+            request_id=request_id_of(request),
+            timeout_s=timeout_s,
+        )
+        result = await pipeline.run(work, watch)
+        headers = _headers(result, watch)
+        if body.options.output == "layers":
+            return Response(result.layers, 200, headers, "application/zip")
+        if as_json:
+            return JSONResponse(_answer(result).model_dump(mode="json"), 200, headers)
+        return Response(result.files[0], 200, headers, result.media_type)
+
+    return router
+
+
+def _wants_json(accept: str, options: TryOnOptions) -> bool:
+    """Content negotiation between the picture itself and JSON (RFC 9110, section 12.5.1)."""
+    quality = {"image": 0.0, "json": 0.0}
+    for item in accept.split(","):
+        media_range, *parameters = (part.strip().lower() for part in item.split(";"))
+        weight = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            q = float(weight)
+        except ValueError:
+            q = 0.0
+        if media_range in ("application/json", "application/*"):
+            quality["json"] = max(quality["json"], q)
+        if media_range.startswith("image/"):
+            quality["image"] = max(quality["image"], q)
+        if media_range == "*/*":
+            # A caller who accepts anything wants the picture, unless one answer cannot hold it.
+            quality["image"] = max(quality["image"], q * 0.5)
+            quality["json"] = max(quality["json"], q * 0.4)
+    if options.num_images > 1 and options.output == "image":
+        if not quality["json"]:
+            raise InvalidRequest(
+                f"num_images: {options.num_images} pictures do not fit one image answer",
+                remedy="send Accept: application/json",
+            )
+        return True
+    return quality["json"] > quality["image"]
+
+
+def _headers(result: TryOnResult, watch: Stopwatch) -> dict[str, str]:
+    receipt = result.receipt
+    return {
+        "Sm4ll-Id": receipt.id,
+        "Sm4ll-Expert": receipt.expert,
+        "Sm4ll-Version": receipt.version,
+        "Sm4ll-Arm": receipt.arm,
+        "Sm4ll-Seed": str(receipt.seed),
+        "Sm4ll-Preview": str(receipt.preview).lower(),
+        "Sm4ll-Outside-Max-Diff": str(receipt.outside.max_abs_diff),
+        "Server-Timing": watch.server_timing(),
+    }
+
+
+def _answer(result: TryOnResult) -> TryOnAnswer:
+    outputs = tuple(
+        OutputImage(
+            media_type=result.media_type,
+            width=result.width,
+            height=result.height,
+            sha256=hashlib.sha256(file).hexdigest(),
+            data=f"data:{result.media_type};base64,{base64.b64encode(file).decode()}",
+        )
+        for file in result.files
+    )
+    return TryOnAnswer(id=result.receipt.id, outputs=outputs, receipt=result.receipt)
+
+
+def _request_body() -> dict[str, Any]:
+    """Written out: the body is read as it streams in, so FastAPI cannot derive it."""
+    options = TryOnOptions.model_json_schema()
+    binary = {"type": "string", "format": "binary"}
+    properties = {
+        "person": {**binary, "description": "JPEG, PNG, WebP, TIFF or HEIC, or a data URI"},
+        "product": {**binary, "description": "on a plain or transparent background"},
+        "mask": {**binary, "description": "same size as person; see mask_convention"},
+        **options["properties"],
+    }
+    form = {
+        "type": "object",
+        "required": ["expert", "person", "product"],
+        "properties": properties,
+        "additionalProperties": False,
+    }
+    return {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": form},
+            "application/json": {"schema": TryOnJson.model_json_schema()},
+        },
+    }
+
+
+def _responses() -> dict[int | str, dict[str, Any]]:
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    images = {media: binary for media in ("image/png", "image/webp", "image/jpeg", "image/tiff")}
+    header = {"schema": {"type": "string"}}
+    names = ("X-Request-Id", "Sm4ll-Version", "Sm4ll-Seed", "Sm4ll-Outside-Max-Diff")
+    answer = {
+        "description": "The picture; JSON with receipt, or a zip of layers",
+        "model": TryOnAnswer,
+        "content": {**images, "application/zip": binary},
+        "headers": {name: header for name in (*names, "Server-Timing")},
+    }
+    problem = {"description": "problem+json", "content": {"application/problem+json": {}}}
+    return {
+        200: answer,
+        **{status: {**problem, "model": Problem} for status in PROBLEM_STATUSES},
+    }

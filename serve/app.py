@@ -1,0 +1,44 @@
+"""The whole graph on one screen: Router -> Segmenter -> one deployment per expert version."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve as rayserve
+from ray.serve import Application
+
+from deployments.bundle import load_family
+from deployments.expert import ExpertReplica
+from deployments.options import expert_options, router_options, segmenter_options
+from deployments.segmentation import SegmenterReplica
+from serve.router import IngressRouter
+from serve.settings import Settings
+
+
+class AppArgs(BaseModel):
+    """Arguments of the application, in a Serve config file or after `serve run`."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    family: Path | None = None
+    """The family file; `SM4LL_FAMILY` or the shipped one when absent."""
+
+
+def build_app(args: AppArgs) -> Application:
+    """The application: `serve run serve.app:build_app family=configs/family.yaml`.
+
+    Raises:
+        ConfigError: the family or one of its bundles cannot be used.
+    """
+    family, bundles = load_family((args.family or Settings().family).resolve())
+    segmenter = rayserve.deployment(SegmenterReplica, **segmenter_options(family.segmenter)).bind(
+        family.segmenter
+    )
+    experts = {
+        deployed.version: rayserve.deployment(ExpertReplica, **expert_options(deployed)).bind(
+            bundles[deployed.version]
+        )
+        for deployed in family.experts
+    }
+    return rayserve.deployment(IngressRouter, **router_options(family.router)).bind(
+        family, bundles, segmenter, experts
+    )

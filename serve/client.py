@@ -1,0 +1,136 @@
+"""The typed Python client of the HTTP API; the command line goes through it."""
+
+import base64
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from serve.schemas import ModelList, Problem, Readiness, Receipt, TryOnAnswer, TryOnOptions
+
+TIMEOUT = httpx.Timeout(120.0, connect=5.0)
+
+
+class ApiError(Exception):
+    """The API refused or failed; carries its problem."""
+
+    def __init__(self, problem: Problem):
+        super().__init__(f"{problem.code}: {problem.detail}")
+        self.problem = problem
+
+
+class ApiUnreachable(Exception):
+    """Nothing that speaks this API answered at the address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One finished picture."""
+
+    data: bytes
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class TryOn:
+    """One answered try-on."""
+
+    pictures: tuple[Picture, ...]
+    receipt: Receipt
+
+
+class Client:
+    """Calls one sm4ll-serve API.
+
+    Args:
+        url: for example http://127.0.0.1:8000.
+        api_key: sent as a bearer token when given.
+        transport: replaces the network, for tests.
+    """
+
+    def __init__(
+        self, url: str, api_key: str | None = None, transport: httpx.BaseTransport | None = None
+    ):
+        self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=TIMEOUT, transport=transport
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def tryon(
+        self, options: TryOnOptions, person: bytes, product: bytes, mask: bytes | None = None
+    ) -> TryOn:
+        """Try a product on a person.
+
+        Args:
+            person, product, mask: encoded pictures.
+
+        Raises:
+            ApiError: refused or failed, with a code and a remedy.
+            ApiUnreachable: nothing answers at the address.
+        """
+        response = self._post_tryon(options, person, product, mask, "application/json")
+        answer = TryOnAnswer.model_validate_json(response.content)
+        pictures = tuple(
+            Picture(base64.b64decode(output.data.partition(",")[2]), output.media_type)
+            for output in answer.outputs
+        )
+        return TryOn(pictures, answer.receipt)
+
+    def tryon_layers(
+        self, options: TryOnOptions, person: bytes, product: bytes, mask: bytes | None = None
+    ) -> bytes:
+        """As `tryon`, answered as a zip: final picture, product layer, region, receipt."""
+        layered = options.model_copy(update={"output": "layers"})
+        return self._post_tryon(layered, person, product, mask, "*/*").content
+
+    def _post_tryon(
+        self,
+        options: TryOnOptions,
+        person: bytes,
+        product: bytes,
+        mask: bytes | None,
+        accept: str,
+    ) -> httpx.Response:
+        files = {"person": person, "product": product, "mask": mask}
+        return self._send(
+            "POST",
+            "/v1/tryon",
+            data=options.model_dump(mode="json", exclude_none=True),
+            files={name: (name, data) for name, data in files.items() if data is not None},
+            headers={"Accept": accept},
+        )
+
+    def models(self) -> ModelList:
+        """Every deployed expert version."""
+        return ModelList.model_validate_json(self._send("GET", "/v1/models").content)
+
+    def readiness(self) -> Readiness:
+        """Whether the family can serve; never raises ApiError for not being ready."""
+        try:
+            response = self._http.get("/readyz")
+            return Readiness.model_validate_json(response.content)
+        except (httpx.TransportError, ValueError):
+            return Readiness(ready=False, waiting_for=("the API",))
+
+    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **arguments)
+        except httpx.TransportError as exc:
+            raise ApiUnreachable(f"{self.url}: {exc or type(exc).__name__}") from exc
+        if response.is_success:
+            return response
+        try:
+            raise ApiError(Problem.model_validate_json(response.content))
+        except ValueError:
+            answered = f"{self.url} answered {response.status_code}, not as this API does"
+            raise ApiUnreachable(answered) from None

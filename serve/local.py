@@ -1,0 +1,126 @@
+"""One local Ray cluster with the family on it, owned by this process from start to stop.
+
+Ray reads its flags when it is imported: `serve.settings.export_ray_flags` comes before this module.
+"""
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray import serve as rayserve
+
+from serve.app import AppArgs, build_app
+from serve.errors import ConfigError
+
+APP_NAME = "sm4ll"
+# Crops and copies live in it for one request; Ray's default of a third of the memory is for
+# clusters.
+OBJECT_STORE_BYTES = 1 * 2**30
+POLL_S = 0.25
+
+OnProgress = Callable[[Mapping[str, str]], None]
+"""Called with the status of every deployment, by name, while the cluster starts."""
+
+
+class StartFailed(RuntimeError):
+    """The family did not come up; says which deployment and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOptions:
+    """How to run locally."""
+
+    family: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    num_cpus: int | None = None
+    """What Ray may hand out; the machine's cores, and at least 4, when absent."""
+    num_gpus: int | None = None
+    timeout_s: float = 180.0
+
+
+class LocalCluster:
+    """Starts Ray, Serve and the family; `stop` leaves no process behind."""
+
+    def __init__(self, options: LocalOptions):
+        self._options = options
+
+    @property
+    def url(self) -> str:
+        return f"http://{self._options.host}:{self._options.port}"
+
+    def start(self, on_progress: OnProgress, stopped: threading.Event) -> None:
+        """Start everything and return when every deployment runs, or when stopped is set.
+
+        Raises:
+            ConfigError: the family cannot be used, or the port is taken.
+            StartFailed: a deployment failed, or timeout_s passed.
+        """
+        options = self._options
+        _require_free_port(options.host, options.port)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        app = build_app(AppArgs(family=options.family))
+        ray.init(
+            address="local",
+            num_cpus=options.num_cpus or max(4, os.cpu_count() or 4),
+            num_gpus=options.num_gpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+        http_options = {"host": options.host, "port": options.port, "request_timeout_s": 120.0}
+        rayserve.start(http_options=http_options)
+        target = rayserve.RunTarget(target=app, name=APP_NAME, route_prefix="/")
+        rayserve.run_many([target], wait_for_applications_running=False)
+        self._wait(on_progress, stopped)
+
+    def _wait(self, on_progress: OnProgress, stopped: threading.Event) -> None:
+        num_polls = int(self._options.timeout_s / POLL_S)
+        for _ in range(num_polls):
+            status = rayserve.status().applications[APP_NAME]
+            on_progress({name: str(d.status.value) for name, d in status.deployments.items()})
+            if status.status == "RUNNING":
+                return
+            if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise StartFailed(_reasons(status.message, status.deployments))
+            if stopped.wait(POLL_S):
+                return
+        raise StartFailed(f"not running after {self._options.timeout_s:.0f} s")
+
+    def stop(self) -> None:
+        """Stop Serve, then Ray. Safe to call twice, and after a failed start."""
+        if ray.is_initialized():
+            rayserve.shutdown()
+            ray.shutdown()
+
+
+def _reasons(message: str, deployments: Mapping[str, object]) -> str:
+    failed = [
+        f"{name}: {getattr(d, 'message', '')}"
+        for name, d in deployments.items()
+        if getattr(d, "message", "")
+    ]
+    return "\n".join([message, *failed])
+
+
+def _require_free_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise ConfigError(f"{host}:{port} cannot be used: {exc.strerror}") from exc
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

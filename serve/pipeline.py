@@ -1,0 +1,199 @@
+"""One try-on, step by step: decode, segment, plan, paint, paste back, encode, prove.
+
+Pure async with its collaborators passed in; knows neither HTTP nor Ray.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from deployments.bundle import Bundle
+from serve.catalog import Catalog, Choice
+from serve.errors import DeadlineExceeded, SubjectNotFound
+from serve.imaging.decode import ImageLimits
+from serve.imaging.encode import MEDIA_TYPES
+from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, SegmentRequest
+from serve.receipts import passthrough_receipt, tryon_receipt
+from serve.steps import (
+    Answer,
+    CropWork,
+    Inputs,
+    Region,
+    TryOnResult,
+    TryOnWork,
+    caller_region,
+    check_reply,
+    decode_person,
+    decode_product,
+    deliver,
+    derive_seed,
+    pack,
+    plan_work,
+)
+from serve.telemetry import Stopwatch
+
+T = TypeVar("T")
+
+
+class SegmentCaller(Protocol):
+    """Asks the segmenter deployment."""
+
+    async def __call__(self, request: SegmentRequest, /) -> SegmentReply: ...
+
+
+class ExpertCaller(Protocol):
+    """Asks the deployment of one expert version."""
+
+    async def __call__(self, request: ExpertRequest, /) -> ExpertReply: ...
+
+
+class Pipeline:
+    """Runs try-ons; keeps every pixel outside the region as it was and proves it."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        segment: SegmentCaller,
+        experts: Mapping[str, ExpertCaller],
+        threads: Executor,
+        limits: ImageLimits,
+        unix_time_s: Callable[[], float] = time.time,
+    ):
+        self._catalog = catalog
+        self._segment = segment
+        self._experts = experts
+        self._threads = threads
+        self._limits = limits
+        self._unix_time_s = unix_time_s
+
+    async def run(self, work: TryOnWork, watch: Stopwatch) -> TryOnResult:
+        """Serve one request.
+
+        Raises:
+            RequestError: the caller must change something.
+            CapacityError: no capacity, or not finished within work.timeout_s.
+            BackendError: the expert failed.
+        """
+        try:
+            async with asyncio.timeout(work.timeout_s):
+                choice = self._catalog.choose(work.options.expert, work.options.version)
+                if choice.bundle.imaging == "passthrough":
+                    return await self._pass_through(work, choice, watch)
+                return await self._try_on(work, choice, watch)
+        except TimeoutError as exc:
+            raise DeadlineExceeded(
+                f"not finished within {work.timeout_s:.0f} s", retry_after_s=work.timeout_s
+            ) from exc
+
+    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
+        # Decoding and pasting take tens of milliseconds: on the loop they would stall everyone.
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    async def _try_on(self, work: TryOnWork, choice: Choice, watch: Stopwatch) -> TryOnResult:
+        bundle = choice.bundle
+        deadline_unix_s = self._unix_time_s() + work.timeout_s
+        with watch.stage("decode"):
+            inputs = await self._decode(work, bundle)
+        with watch.stage("segment"):
+            region = await self._find_region(work, bundle, inputs)
+            product_landmarks = await self._find_product_landmarks(bundle, inputs)
+        with watch.stage("plan"):
+            seed = derive_seed(work, bundle)
+            crop = await self._in_thread(
+                plan_work, work, bundle, inputs, region, product_landmarks, seed, deadline_unix_s
+            )
+        with watch.stage("expert"):
+            reply = await self._experts[bundle.version](crop.request)
+            check_reply(reply, crop.request)
+        answers = [
+            await self._in_thread(deliver, work, bundle, inputs, crop, reply, index, watch)
+            for index in range(work.options.num_images)
+        ]
+        return await self._result(work, choice, inputs, region, crop, reply, answers, watch)
+
+    async def _decode(self, work: TryOnWork, bundle: Bundle) -> Inputs:
+        (person, copy_hwc), (product, product_rgba) = await asyncio.gather(
+            self._in_thread(decode_person, work.person, self._limits),
+            self._in_thread(decode_product, work.product, self._limits, bundle.product.max_side_px),
+        )
+        return Inputs(person, product, copy_hwc, product_rgba)
+
+    async def _find_region(self, work: TryOnWork, bundle: Bundle, inputs: Inputs) -> Region:
+        if work.mask is not None:
+            return await self._in_thread(caller_region, work, inputs.person, self._limits)
+        reply = await self._segment(
+            SegmentRequest(
+                image_hwc=inputs.person_copy_hwc,
+                expert=bundle.expert,
+                content_hash=inputs.person.sha256,
+                masker=bundle.masker.kind,
+                dilation=bundle.masker.dilation,
+            )
+        )
+        return Region(reply.region_hw, reply, None)
+
+    async def _find_product_landmarks(self, bundle: Bundle, inputs: Inputs) -> Landmarks:
+        if not bundle.product.landmarks:
+            return Landmarks()
+        request = SegmentRequest(
+            image_hwc=np.ascontiguousarray(inputs.product_rgba[:, :, :3]),
+            expert=bundle.expert,
+            content_hash=inputs.product.sha256,
+            masker=bundle.masker.kind,
+        )
+        try:
+            return (await self._segment(request)).landmarks
+        except SubjectNotFound as exc:
+            raise SubjectNotFound(
+                f"in the product picture: {exc.detail}",
+                remedy="send a portrait in which the face is seen from the front, unobstructed",
+            ) from exc
+
+    async def _result(
+        self,
+        work: TryOnWork,
+        choice: Choice,
+        inputs: Inputs,
+        region: Region,
+        crop: CropWork,
+        reply: ExpertReply,
+        answers: list[Answer],
+        watch: Stopwatch,
+    ) -> TryOnResult:
+        receipt = tryon_receipt(work, choice, inputs, region, crop, reply, answers, watch)
+        layers = None
+        if work.options.output == "layers":
+            layers = await self._in_thread(pack, inputs, crop, answers[0], receipt)
+        return TryOnResult(
+            files=tuple(answer.file for answer in answers),
+            media_type=MEDIA_TYPES[receipt.format],
+            receipt=receipt,
+            width=inputs.person.width,
+            height=inputs.person.height,
+            layers=layers,
+        )
+
+    async def _pass_through(
+        self, work: TryOnWork, choice: Choice, watch: Stopwatch
+    ) -> TryOnResult:
+        """The person's bytes through the expert and back, for the gateway benchmark."""
+        nothing = np.zeros((1, 1), np.uint8)
+        request = ExpertRequest(
+            request_id=work.request_id,
+            crop_hwc=np.frombuffer(work.person, np.uint8)[None, :, None],
+            region_hw=nothing,
+            silhouette_hw=None,
+            landmarks=Landmarks(),
+            product_hwc=nothing[:, :, None],
+            product_landmarks=Landmarks(),
+            seed=0,
+        )
+        with watch.stage("expert"):
+            reply = await self._experts[choice.bundle.version](request)
+        receipt = passthrough_receipt(work, choice, reply, watch)
+        file = reply.images_nhwc.tobytes()
+        return TryOnResult((file,), "application/octet-stream", receipt, 0, 0, None)

@@ -1,0 +1,153 @@
+"""The ingress deployment: hosts the HTTP application and owns the handles to everything else."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve as rayserve
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RequestCancelledError,
+)
+from ray.serve.handle import DeploymentHandle
+
+from deployments.bundle import Bundle
+from serve.api.app import build_api
+from serve.api.models import State
+from serve.catalog import Catalog
+from serve.config import FamilyConfig, VersionId
+from serve.errors import Cancelled, GenerationFailed, Overloaded, Sm4llError
+from serve.imaging.decode import ImageLimits
+from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
+from serve.pipeline import ExpertCaller, Pipeline
+
+PING_TIMEOUT_S = 2.0
+RETRY_AFTER_S = 2.0
+
+
+@contextmanager
+def map_handle_errors(deployment: str) -> Iterator[None]:
+    """Translate what a Ray handle raises into our tree.
+
+    Raises:
+        Sm4llError: whatever the replica raised, unwrapped; or Overloaded, GenerationFailed.
+    """
+    try:
+        yield
+    except RayTaskError as exc:
+        if isinstance(exc.cause, Sm4llError):
+            raise exc.cause from None
+        raise GenerationFailed(f"{deployment} failed: {exc.cause!r}") from exc
+    except BackPressureError as exc:
+        detail = f"{deployment} has {exc.args[0]} requests waiting"
+        raise Overloaded(detail, retry_after_s=exc.retry_after_s or RETRY_AFTER_S) from exc
+    except DeploymentUnavailableError as exc:
+        raise Overloaded(f"{deployment} is not available", retry_after_s=10.0) from exc
+    except RayActorError as exc:
+        # The replica died with the request on it; Serve replaces it.
+        raise Overloaded(f"{deployment} lost its replica", retry_after_s=RETRY_AFTER_S) from exc
+    except (RequestCancelledError, TaskCancelledError) as exc:
+        raise Cancelled(f"the call to {deployment} was cancelled") from exc
+
+
+class Router:
+    """Serves the API. Built late (`__serve_build_asgi_app__`), so the routes close over handles."""
+
+    def __init__(
+        self,
+        family: FamilyConfig,
+        bundles: Mapping[VersionId, Bundle],
+        segmenter: DeploymentHandle,
+        experts: Mapping[VersionId, DeploymentHandle],
+    ):
+        self._catalog = Catalog(family, bundles)
+        config = family.router
+        self._limits = ImageLimits(
+            max_bytes=config.max_image_mib * 2**20,
+            max_pixels=config.max_megapixels * 1_000_000,
+            max_side_px=config.max_side_px,
+        )
+        # By reference: arrays go through the object store, which above 1 MB beats gRPC 2 to 5
+        # times and has no 4 MiB limit.
+        self._segmenter = segmenter.options(_by_reference=True)
+        self._experts = {
+            version: handle.options(_by_reference=True) for version, handle in experts.items()
+        }
+        self._threads = ThreadPoolExecutor(config.num_imaging_threads, thread_name_prefix="imaging")
+        self._logger = logging.getLogger("ray.serve")
+        self._pipeline = Pipeline(
+            catalog=self._catalog,
+            segment=self._segment,
+            experts={version: self._expert_caller(version) for version in self._experts},
+            threads=self._threads,
+            limits=self._limits,
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_api(
+            self._catalog,
+            self._pipeline,
+            self._limits,
+            self._read_states,
+            self._read_waiting,
+            self._logger,
+        )
+
+    async def _segment(self, request: SegmentRequest) -> SegmentReply:
+        with map_handle_errors("the segmenter"):
+            reply: SegmentReply = await self._segmenter.segment.remote(request)
+        return reply
+
+    def _expert_caller(self, version: VersionId) -> ExpertCaller:
+        handle = self._experts[version]
+
+        async def call(request: ExpertRequest) -> ExpertReply:
+            with map_handle_errors(version):
+                reply: ExpertReply = await handle.generate.remote(request)
+            return reply
+
+        return call
+
+    async def _answers(self, handle: DeploymentHandle) -> bool:
+        try:
+            async with asyncio.timeout(PING_TIMEOUT_S):
+                await _awaited(handle.ping.remote())
+        except (TimeoutError, RayTaskError, RayActorError, DeploymentUnavailableError):
+            return False
+        return True
+
+    async def _read_waiting(self) -> tuple[str, ...]:
+        """What must answer before the family is ready, and does not yet."""
+        wanted = {
+            deployed.version: self._experts[deployed.version]
+            for deployed in self._catalog.family.experts
+            if deployed.autoscaling.min_replicas >= 1
+        }
+        if self._catalog.family.segmenter.autoscaling.min_replicas >= 1:
+            wanted["segmenter"] = self._segmenter
+        answers = await asyncio.gather(*map(self._answers, wanted.values()))
+        return tuple(name for name, answered in zip(wanted, answers, strict=True) if not answered)
+
+    async def _read_states(self) -> Mapping[VersionId, State]:
+        waiting = await self._read_waiting()
+        states: dict[VersionId, State] = {}
+        for deployed in self._catalog.family.experts:
+            # Pinging a version that scaled to zero would start it.
+            is_idle = deployed.autoscaling.min_replicas == 0
+            ready: State = "starting" if deployed.version in waiting else "ready"
+            states[deployed.version] = "idle" if is_idle else ready
+        return states
+
+
+async def _awaited(response: Awaitable[Any]) -> Any:
+    return await response
+
+
+IngressRouter = rayserve.ingress()(Router)
+"""Router with its HTTP application attached, as Serve deploys it."""
