@@ -1,0 +1,98 @@
+"""The proof that nothing outside the region changed, taken from the file that is delivered."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.imaging.colour import IntBox, reduce_depth
+from serve.imaging.decode import DecodedImage, Pixels, decode_image
+from serve.imaging.limits import ImageLimits
+
+_STRIP_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class OutsideProof:
+    """What the delivered file says, pixel by pixel."""
+
+    max_abs_diff: int
+    """Over every pixel and channel outside the region, in levels of the compared depth."""
+    num_pixels_changed_inside: int
+    exact: bool
+    """Nothing outside differs, at the full depth of the source."""
+
+
+def prove_outside(
+    final_bytes: bytes, source: DecodedImage, region_box_hw: NDArray[np.uint8], box: IntBox
+) -> OutsideProof:
+    """Decode the final file and compare it with the source wherever the region is zero.
+
+    Args:
+        region_box_hw: (box_h, box_w); the promise covers its zeros and everything outside `box`.
+
+    Returns:
+        For formats with less depth than the source, differences in 8-bit levels and never exact.
+    """
+    side_px = max(source.width, source.height)
+    limits = ImageLimits(
+        max_bytes=max(len(final_bytes), 1),
+        max_pixels=source.width * source.height,
+        max_side_px=side_px,
+        min_side_px=1,
+    )
+    final = decode_image(final_bytes, limits)
+    if (final.width, final.height) != (source.width, source.height):
+        return OutsideProof(255, 0, exact=False)
+    is_same_depth = final.bit_depth == source.bit_depth
+    largest, num_changed = _compare(final, source, region_box_hw, box)
+    is_same_kind = is_same_depth and final.icc_profile == source.icc_profile
+    has_alpha = final.alpha is not None or source.alpha is None
+    return OutsideProof(largest, num_changed, largest == 0 and is_same_kind and has_alpha)
+
+
+def _compare(
+    final: DecodedImage, source: DecodedImage, region_box_hw: NDArray[np.uint8], box: IntBox
+) -> tuple[int, int]:
+    x0, y0, x1, y1 = box
+    pairs = [(final.pixels, source.pixels)]
+    if final.alpha is not None and source.alpha is not None:
+        pairs.append((final.alpha, source.alpha))
+    largest, changed = 0, np.zeros(region_box_hw.shape, np.bool_)
+    for new, old in pairs:
+        for y_slice, x_slice in _around(source.width, source.height, box):
+            largest = max(largest, _max_difference(new[y_slice, x_slice], old[y_slice, x_slice]))
+        difference = _difference(new[y0:y1, x0:x1], old[y0:y1, x0:x1])
+        largest = max(largest, int(difference[region_box_hw == 0].max(initial=0)))
+        changed |= difference > 0
+    return largest, int(np.count_nonzero(changed & (region_box_hw > 0)))
+
+
+def _around(width_px: int, height_px: int, box: IntBox) -> Iterator[tuple[slice, slice]]:
+    """Everything outside the box: above, below, left, right."""
+    x0, y0, x1, y1 = box
+    yield slice(0, y0), slice(0, width_px)
+    yield slice(y1, height_px), slice(0, width_px)
+    yield slice(y0, y1), slice(0, x0)
+    yield slice(y0, y1), slice(x1, width_px)
+
+
+def _max_difference(new: Pixels, old: Pixels) -> int:
+    """Equality first, in strips: the common answer is no difference, and needs no memory."""
+    largest = 0
+    for start in range(0, len(new), _STRIP_ROWS):
+        rows = slice(start, start + _STRIP_ROWS)
+        if not np.array_equal(new[rows], old[rows]):
+            largest = max(largest, int(_difference(new[rows], old[rows]).max(initial=0)))
+    return largest
+
+
+def _difference(new: Pixels, old: Pixels) -> Pixels:
+    """(H, W) largest difference over the channels."""
+    if new.dtype != old.dtype:
+        new, old = reduce_depth(new), reduce_depth(old)
+    difference: Any = cv2.absdiff(np.ascontiguousarray(new), np.ascontiguousarray(old))
+    return difference if difference.ndim == 2 else difference.max(axis=2)  # type: ignore[no-any-return]

@@ -1,0 +1,210 @@
+"""Which part of the picture the expert sees, and how to get there and back without a shift.
+
+All resampling keeps pixel centres: pixel i covers [i, i + 1), in the picture and in the crop.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.errors import SubjectNotFound
+from serve.imaging.colour import IntBox
+from serve.messages import Point
+
+UInt8Array = NDArray[np.uint8]
+_SOFT_SHARE = 0.02  # a thresholded region has none between; antialiased edges stay well below
+
+
+@dataclass(frozen=True, slots=True)
+class CropPolicy:
+    """How an expert wants its crop; part of what its weights were trained with."""
+
+    context: float = 1.3
+    """The region's box times this is the least the expert sees."""
+    size_px: int = 768
+    """Longer side of the crop at the expert."""
+    multiple_of: int = 16
+    min_side_px: int = 256
+    """Shorter side of the crop at the expert is at least this."""
+    max_aspect: float = 2.5
+    """Longer side over shorter side of what is cut out, where the picture has room."""
+    max_upscale: float = 4.0
+    """A tiny region gets more surroundings rather than more invented pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class CropPlan:
+    """A box of the original and the size at which the expert works on it."""
+
+    box: IntBox
+    """In pixels of the original, inside the picture, never empty."""
+    crop_w_px: int
+    crop_h_px: int
+    image_w_px: int
+    image_h_px: int
+
+    @property
+    def box_w_px(self) -> int:
+        return self.box[2] - self.box[0]
+
+    @property
+    def box_h_px(self) -> int:
+        return self.box[3] - self.box[1]
+
+    @property
+    def scale(self) -> Point:
+        """Crop pixels per pixel of the original, across and down."""
+        return self.crop_w_px / self.box_w_px, self.crop_h_px / self.box_h_px
+
+    def affine_from_copy(self, copy_w_px: int, copy_h_px: int) -> tuple[Point, Point]:
+        """(scale, offset) from pixels of a scaled copy of the picture to crop pixels."""
+        scale_x, scale_y = self.scale
+        return (
+            (scale_x * self.image_w_px / copy_w_px, scale_y * self.image_h_px / copy_h_px),
+            (-self.box[0] * scale_x, -self.box[1] * scale_y),
+        )
+
+
+def plan_crop(
+    region_hw: UInt8Array, image_w_px: int, image_h_px: int, policy: CropPolicy
+) -> CropPlan:
+    """Choose the box around a region and the expert's size for it.
+
+    Args:
+        region_hw: (h, w) at the size of the picture or of a scaled copy of it; 0 is outside.
+
+    Raises:
+        SubjectNotFound: the region is empty.
+    """
+    x0, y0, x1, y1 = _bound_region(region_hw, image_w_px, image_h_px)
+    width_px, height_px = (x1 - x0) * policy.context, (y1 - y0) * policy.context
+    least_px = policy.size_px / policy.max_upscale
+    grow = max(1.0, least_px / max(width_px, height_px))
+    width_px, height_px = width_px * grow, height_px * grow
+    width_px = max(width_px, height_px / policy.max_aspect)
+    height_px = max(height_px, width_px / policy.max_aspect)
+    width_px, height_px = min(width_px, image_w_px), min(height_px, image_h_px)
+    crop_w_px, crop_h_px = _choose_size(width_px, height_px, policy)
+    # Rounding to multiples changed the aspect a little: take in more, so that nothing is squeezed.
+    width_px, height_px = (
+        max(width_px, height_px * crop_w_px / crop_h_px),
+        max(height_px, width_px * crop_h_px / crop_w_px),
+    )
+    left, right = _place(x0, x1, width_px, image_w_px)
+    top, bottom = _place(y0, y1, height_px, image_h_px)
+    return CropPlan((left, top, right, bottom), crop_w_px, crop_h_px, image_w_px, image_h_px)
+
+
+def extract_crop(box_hwc: UInt8Array, plan: CropPlan) -> UInt8Array:
+    """The pixels of `plan.box` (H, W, C) at the expert's size."""
+    return resample(box_hwc, plan.crop_w_px, plan.crop_h_px)
+
+
+def restore_crop(crop: UInt8Array, plan: CropPlan) -> UInt8Array:
+    """What the expert made, (h, w, C) or (h, w), at the size of `plan.box`."""
+    return resample(crop, plan.box_w_px, plan.box_h_px)
+
+
+def resample(pixels: UInt8Array, width_px: int, height_px: int) -> UInt8Array:
+    """Change the size without moving anything: area means down, Lanczos up (linear for maps)."""
+    if pixels.shape[:2] == (height_px, width_px):
+        return pixels
+    is_smaller = width_px * height_px < pixels.shape[0] * pixels.shape[1]
+    # Lanczos overshoots: in a map it would mark pixels that nobody painted.
+    upwards = cv2.INTER_LINEAR if pixels.ndim == 2 else cv2.INTER_LANCZOS4
+    how = cv2.INTER_AREA if is_smaller else upwards
+    resized: Any = cv2.resize(pixels, (width_px, height_px), interpolation=how)
+    return resized  # type: ignore[no-any-return]
+
+
+def upscale_region(region_hw: UInt8Array, plan: CropPlan) -> UInt8Array:
+    """The region inside `plan.box` at the size of the original: the one that is promised.
+
+    Args:
+        region_hw: (h, w) at the size of the picture or of a scaled copy of it.
+
+    Returns:
+        (box_h, box_w) uint8. A binary region stays 0 or 255, a soft one stays soft.
+    """
+    if region_hw.shape == (plan.image_h_px, plan.image_w_px):
+        x0, y0, x1, y1 = plan.box
+        return np.ascontiguousarray(region_hw[y0:y1, x0:x1])
+    is_binary = _is_binary(region_hw)
+    source = np.where(region_hw > 127, 255, 0).astype(np.uint8) if is_binary else region_hw
+    size = plan.box_w_px, plan.box_h_px
+    smooth = _cut_from_copy(source, plan, size, cv2.INTER_CUBIC if is_binary else cv2.INTER_LINEAR)
+    return np.where(smooth > 127, 255, 0).astype(np.uint8) if is_binary else smooth
+
+
+def shrink_region(region_box_hw: UInt8Array, plan: CropPlan) -> UInt8Array:
+    """The region inside the box at the expert's size: 255 where it may paint, else 0."""
+    size = plan.crop_w_px, plan.crop_h_px
+    shrunk = cv2.resize(region_box_hw, size, interpolation=cv2.INTER_AREA)
+    return np.where(shrunk > 127, 255, 0).astype(np.uint8)
+
+
+def cut_copy_to_crop(copy: UInt8Array, plan: CropPlan) -> UInt8Array:
+    """The part of a map at copy scale that the crop shows, (h, w), at the expert's size."""
+    return _cut_from_copy(copy, plan, (plan.crop_w_px, plan.crop_h_px), cv2.INTER_LINEAR)
+
+
+def _cut_from_copy(copy: UInt8Array, plan: CropPlan, size: tuple[int, int], how: int) -> UInt8Array:
+    copy_h_px, copy_w_px = copy.shape[:2]
+    step_x = plan.box_w_px / size[0] * copy_w_px / plan.image_w_px
+    step_y = plan.box_h_px / size[1] * copy_h_px / plan.image_h_px
+    left = plan.box[0] * copy_w_px / plan.image_w_px
+    top = plan.box[1] * copy_h_px / plan.image_h_px
+    inverse = np.array([[step_x, 0, left + step_x / 2 - 0.5], [0, step_y, top + step_y / 2 - 0.5]])
+    cut: Any = cv2.warpAffine(
+        copy, inverse, size, flags=how | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    )
+    return cut  # type: ignore[no-any-return]
+
+
+def _is_binary(region_hw: UInt8Array) -> bool:
+    between = np.count_nonzero((region_hw > 0) & (region_hw < 255))
+    return int(between) <= _SOFT_SHARE * int(np.count_nonzero(region_hw))
+
+
+def _bound_region(
+    region_hw: UInt8Array, image_w_px: int, image_h_px: int
+) -> tuple[float, float, float, float]:
+    """Box of the region in pixels of the original, with the reach of its resampling."""
+    x, y, width, height = cv2.boundingRect((region_hw > 0).astype(np.uint8))
+    if width == 0:
+        raise SubjectNotFound("the region to edit is empty", remedy="send a mask")
+    copy_h_px, copy_w_px = region_hw.shape
+    scale_x, scale_y = image_w_px / copy_w_px, image_h_px / copy_h_px
+    reach = 0 if (copy_w_px, copy_h_px) == (image_w_px, image_h_px) else 1
+    return (
+        max(0.0, (x - reach) * scale_x),
+        max(0.0, (y - reach) * scale_y),
+        min(float(image_w_px), (x + width + reach) * scale_x),
+        min(float(image_h_px), (y + height + reach) * scale_y),
+    )
+
+
+def _choose_size(width_px: float, height_px: float, policy: CropPolicy) -> tuple[int, int]:
+    """The expert's size: the longer side is the class, both are multiples."""
+    step = policy.multiple_of
+    longer_px = max(step, policy.size_px // step * step)
+    scale = longer_px / max(width_px, height_px)
+    least_px = min(longer_px, -(-policy.min_side_px // step) * step)
+
+    def snap(side_px: float) -> int:
+        return min(longer_px, max(least_px, round(side_px * scale / step) * step))
+
+    return snap(width_px), snap(height_px)
+
+
+def _place(low: float, high: float, length: float, limit_px: int) -> tuple[int, int]:
+    """A stretch of about `length` around [low, high], shifted rather than cut at the border."""
+    first, last = int(np.floor(low)), int(np.ceil(high))
+    whole = min(limit_px, max(round(length), last - first, 1))
+    start = min(max(0, round((low + high - whole) / 2)), limit_px - whole)
+    start = min(start, first)
+    start = max(start, last - whole)
+    return start, start + whole
