@@ -26,6 +26,27 @@ def to_srgb(image: DecodedImage, max_side_px: int | None = None) -> NDArray[np.u
     return _convert(image, image.pixels, image.alpha, max_side_px)
 
 
+def to_srgb_rgba(image: DecodedImage, max_side_px: int | None = None) -> NDArray[np.uint8]:
+    """The whole picture with its transparency, for a product that was cut out already.
+
+    Returns:
+        (h, w, 4) uint8 sRGB, straight alpha: the colours at the edge are the product's own, not
+        mixed with white. Alpha is 255 everywhere for an opaque picture.
+    """
+    if image.alpha is None:
+        rgb = to_srgb(image, max_side_px)
+        return np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)])
+    rgb, alpha = reduce_depth(image.pixels), reduce_depth(image.alpha)
+    factor = 1.0 if max_side_px is None else max_side_px / max(alpha.shape)
+    if factor < 1:
+        # Premultiplied while shrinking: what a clear pixel hides must not colour its neighbours.
+        shrunk = _shrink(cv2.multiply(rgb, cv2.merge((alpha,) * 3), scale=1 / 255), factor)
+        alpha = _shrink(alpha, factor)
+        whole = shrunk.astype(np.float32) * (255 / np.maximum(alpha, 1))[..., None]
+        rgb = np.clip(np.rint(whole), 0, 255).astype(np.uint8)
+    return np.dstack([rgb_to_srgb(np.ascontiguousarray(rgb), image.icc_profile), alpha])
+
+
 def crop_to_srgb(image: DecodedImage, box: IntBox) -> NDArray[np.uint8]:
     """One part of the picture at its own resolution, as `to_srgb` gives it."""
     x0, y0, x1, y1 = box
@@ -62,10 +83,9 @@ def _convert(
     return rgb_to_srgb(np.ascontiguousarray(reduce_depth(pixels)), image.icc_profile)
 
 
-def _shrink(pixels: Pixels, factor: float) -> Pixels:
+def _shrink(pixels: Any, factor: float) -> Any:
     height_px, width_px = (max(1, round(side * factor)) for side in pixels.shape[:2])
-    shrunk: Any = cv2.resize(pixels, (width_px, height_px), interpolation=cv2.INTER_AREA)
-    return shrunk  # type: ignore[no-any-return]
+    return cv2.resize(pixels, (width_px, height_px), interpolation=cv2.INTER_AREA)
 
 
 def _flatten(pixels: Pixels, alpha: Pixels) -> Pixels:

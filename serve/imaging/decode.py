@@ -21,8 +21,7 @@ from serve.errors import ImageTooLarge, InvalidImage, Sm4llError
 from serve.imaging import tiff
 from serve.imaging.exif import clean_exif
 from serve.imaging.headers import Format, Header, read_header, strip_png
-from serve.imaging.limits import ImageLimits as ImageLimits
-from serve.imaging.limits import check_num_bytes, check_size
+from serve.imaging.limits import ImageLimits, check_num_bytes, check_size
 from serve.imaging.profiles import convert_to_srgb, profile_space
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]

@@ -16,7 +16,7 @@ from serve.imaging.blend import (
 )
 from serve.imaging.colour import IntBox, crop_to_srgb, from_srgb
 from serve.imaging.decode import DecodedImage, Pixels
-from serve.imaging.region import CropPlan, restore_crop
+from serve.imaging.region import CropPlan, extract_crop, restore_crop
 
 UInt8Array = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
@@ -71,9 +71,9 @@ def paste_back(
             painted = remove_seam(painted, original, region_box_hw)
     if feather_px is None:
         feather_px = choose_feather_px(region_box_hw, DEFAULT_FEATHER)
+    if alpha_hw is None and image.alpha is not None:
+        alpha_hw = _estimate_painted(generated_hwc, crop_to_srgb(image, plan.box), plan)
     painted_alpha = None if alpha_hw is None else restore_crop(alpha_hw, plan)
-    if painted_alpha is None and image.alpha is not None:
-        painted_alpha = _estimate_painted(painted, crop_to_srgb(image, plan.box))
     weight = weigh_region(region_box_hw, painted_alpha, feather_px)
     pixels, alpha = _write(image, painted, weight, plan.box)
     return Pasted(pixels, alpha, weight, painted, plan.box)
@@ -103,9 +103,11 @@ def _write(
     return pixels, alpha
 
 
-def _estimate_painted(painted_hwc: UInt8Array, original_hwc: UInt8Array) -> UInt8Array:
+def _estimate_painted(
+    generated_hwc: UInt8Array, original_hwc: UInt8Array, plan: CropPlan
+) -> UInt8Array:
     """Where the expert changed the crop, for cut-out pictures whose background must stay clear."""
-    difference = cv2.absdiff(painted_hwc, original_hwc).max(axis=2)
+    difference = cv2.absdiff(generated_hwc, extract_crop(original_hwc, plan)).max(axis=2)
     changed = (difference > _PAINTED_LEVELS).astype(np.uint8) * np.uint8(255)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
     closed = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, kernel)

@@ -15,6 +15,7 @@ from serve.imaging.colour import IntBox
 from serve.messages import Point
 
 UInt8Array = NDArray[np.uint8]
+_PAINTABLE = 63
 _SOFT_SHARE = 0.02  # a thresholded region has none between; antialiased edges stay well below
 
 
@@ -141,9 +142,10 @@ def upscale_region(region_hw: UInt8Array, plan: CropPlan) -> UInt8Array:
 
 def shrink_region(region_box_hw: UInt8Array, plan: CropPlan) -> UInt8Array:
     """The region inside the box at the expert's size: 255 where it may paint, else 0."""
-    size = plan.crop_w_px, plan.crop_h_px
-    shrunk = cv2.resize(region_box_hw, size, interpolation=cv2.INTER_AREA)
-    return np.where(shrunk > 127, 255, 0).astype(np.uint8)
+    resized = resample(region_box_hw, plan.crop_w_px, plan.crop_h_px)
+    # Rather too wide than too narrow: paste-back cuts it, and a thin region must not vanish.
+    paintable = resized > min(_PAINTABLE, int(resized.max(initial=0)) - 1)
+    return np.where(paintable, 255, 0).astype(np.uint8)
 
 
 def cut_copy_to_crop(copy: UInt8Array, plan: CropPlan) -> UInt8Array:
