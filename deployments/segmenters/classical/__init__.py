@@ -1,0 +1,1 @@
+"""The classical masker: Haar cascades, GrabCut and proportions; no weights."""

@@ -1,0 +1,194 @@
+"""Finds the face to work on: proposals from cascades, kept only when many jittered looks agree."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from deployments.segmenters.classical.cascades import Cascades, Hit, Search
+from deployments.segmenters.classical.skin import is_grey_picture, loose_skin
+from serve.messages import UInt8Array
+
+FAST_SIDE_PX = 512
+THOROUGH_SIDE_PX = 800
+LOOK_FACE_PX = 60
+"""Size at which a proposal is looked at again."""
+LOOK_ROLLS = (-30.0, -15.0, 0.0, 15.0, 30.0)
+ENOUGH_VOTES = 4.0
+MIN_VOTES = 2.6
+MIN_SKIN = 0.3
+PROFILE_VOTE = 0.9
+MERGE_DISTANCE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class FaceFound:
+    """One face, as the cascades see it: a square about the features, without hair."""
+
+    x: float
+    y: float
+    """Centre, in pixels."""
+    size_px: float
+    """Side of the square; about 1.0 to 1.1 times the distance between the ears."""
+    roll: float
+    """Degrees the head is tilted clockwise in the picture."""
+    facing: float
+    """-1 in profile to the picture's left, 1 to its right, 0 towards the camera."""
+    votes: float
+    skin: float
+    """Fraction of the inner face that may be skin, 1.0 in a black-and-white picture."""
+
+    @property
+    def score(self) -> float:
+        return self.votes * (0.35 + self.skin) * self.size_px**0.5
+
+
+class FaceFinder:
+    """Finds faces in an upright picture. Not thread-safe."""
+
+    def __init__(self, cascades: Cascades) -> None:
+        self._cascades = cascades
+
+    def find(self, image_hwc: UInt8Array) -> FaceFound | None:
+        """Return the face of the main person, or None when no proposal stands up to scrutiny."""
+        gray = cv2.cvtColor(image_hwc, cv2.COLOR_RGB2GRAY)
+        picture = _Picture(image_hwc, np.asarray(gray, np.uint8))
+        for propose in (self._propose_fast, self._propose_profiles, self._propose_thoroughly):
+            faces = [self._look(picture, hit) for hit in _merge(propose(picture))]
+            best = max((face for face in faces if face), key=lambda f: f.score, default=None)
+            if best is not None:
+                return best
+        return None
+
+    def _propose_fast(self, picture: "_Picture") -> list[Hit]:
+        gray, scale = picture.at(FAST_SIDE_PX, equalized=True)
+        hits = self._cascades.find(gray, "frontalface_alt2", _search(gray, 20, neighbors=1))
+        return [_scaled(hit, 1 / scale) for hit in hits]
+
+    def _propose_profiles(self, picture: "_Picture") -> list[Hit]:
+        gray, scale = picture.at(FAST_SIDE_PX, equalized=False)
+        hits = self._cascades.find(gray, "profileface", _search(gray, 20, neighbors=1))
+        hits += self._cascades.find(gray, "frontalface_default", _search(gray, 24, neighbors=2))
+        return [_scaled(hit, 1 / scale) for hit in hits]
+
+    def _propose_thoroughly(self, picture: "_Picture") -> list[Hit]:
+        gray, scale = picture.at(THOROUGH_SIDE_PX, equalized=True)
+        # Standing people carry their heads high; the lower part only costs time and false boxes.
+        gray = np.ascontiguousarray(gray[: int(gray.shape[0] * 0.6)])
+        search = _search(gray, 24, neighbors=1)
+        hits = [
+            hit
+            for roll in (-20.0, 20.0)
+            for name in ("frontalface_alt2", "profileface")
+            for hit in self._cascades.find(gray, name, search, roll)
+        ]
+        return [_scaled(hit, 1 / scale) for hit in hits]
+
+    def _look(self, picture: "_Picture", proposal: Hit) -> FaceFound | None:
+        """Look again at several angles; a face answers at many, a window or a knee at one."""
+        skin = picture.skin_fraction(proposal)
+        if skin < MIN_SKIN:
+            return None
+        close, to_picture = picture.close_up(proposal)
+        votes: list[Hit] = []
+        for name in ("frontalface_alt2", "frontalface_default", "profileface"):
+            votes += self._vote(close, name)
+            frontal = sum(vote.facing == 0 for vote in votes)
+            if name == "frontalface_default" and frontal >= ENOUGH_VOTES:
+                break
+        total = sum(PROFILE_VOTE if vote.facing else 1.0 for vote in votes)
+        if total < MIN_VOTES:
+            return None
+        return _agree(votes, to_picture, skin)
+
+    def _vote(self, close_hw: UInt8Array, name: str) -> list[Hit]:
+        search = Search(LOOK_FACE_PX * 0.62, LOOK_FACE_PX * 1.6, 1.16, 1)
+        middle = close_hw.shape[0] / 2
+        return [
+            hit
+            for roll in LOOK_ROLLS
+            for hit in self._cascades.find(close_hw, name, search, roll)
+            if max(abs(hit.x - middle), abs(hit.y - middle)) < 0.36 * LOOK_FACE_PX
+        ]
+
+
+class _Picture:
+    """One picture at the sizes and brightnesses the stages ask for."""
+
+    def __init__(self, image_hwc: UInt8Array, gray_hw: UInt8Array) -> None:
+        self._gray = gray_hw
+        grey_picture = is_grey_picture(image_hwc)
+        self._skin = np.ones_like(gray_hw) if grey_picture else loose_skin(image_hwc)
+
+    def at(self, side_px: int, *, equalized: bool) -> tuple[UInt8Array, float]:
+        scale = side_px / max(self._gray.shape)
+        mode = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        gray = cv2.resize(self._gray, None, fx=scale, fy=scale, interpolation=mode)
+        if equalized:
+            gray = cv2.createCLAHE(2.0, (8, 8)).apply(gray)
+        return np.asarray(gray, np.uint8), scale
+
+    def close_up(self, hit: Hit) -> tuple[UInt8Array, tuple[float, float, float]]:
+        """A square of twice the proposal's size, and (scale, x, y) back into the picture."""
+        side = int(LOOK_FACE_PX * 2.1)
+        scale = LOOK_FACE_PX / hit.size_px
+        left, top = hit.x - side / 2 / scale, hit.y - side / 2 / scale
+        matrix = np.array([[scale, 0.0, -left * scale], [0.0, scale, -top * scale]])
+        smooth = self._gray if scale > 0.6 else cv2.blur(self._gray, (_odd(1 / scale),) * 2)
+        close = cv2.warpAffine(smooth, matrix, (side, side), borderMode=cv2.BORDER_REPLICATE)
+        close = cv2.createCLAHE(2.0, (3, 3)).apply(close)
+        return np.asarray(close, np.uint8), (1 / scale, left, top)
+
+    def skin_fraction(self, hit: Hit) -> float:
+        """Over the middle of the box, where even in profile there is face."""
+        x0, x1 = (int(hit.x + hit.size_px * f) for f in (-0.28, 0.28))
+        y0, y1 = (int(hit.y + hit.size_px * f) for f in (-0.2, 0.36))
+        inner = self._skin[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
+        return float(inner.mean()) if inner.size else 0.0
+
+
+def _odd(value: float) -> int:
+    return 2 * int(value / 2) + 1
+
+
+def _search(gray_hw: UInt8Array, min_px: float, neighbors: int) -> Search:
+    return Search(min_px, 0.9 * min(gray_hw.shape), 1.2, neighbors)
+
+
+def _scaled(hit: Hit, scale: float) -> Hit:
+    return Hit(hit.cascade, hit.x * scale, hit.y * scale, hit.size_px * scale, hit.roll, hit.facing)
+
+
+def _merge(hits: Sequence[Hit]) -> list[Hit]:
+    """One proposal for each place; the first of a group speaks for it."""
+    kept: list[Hit] = []
+    for hit in hits:
+        if not any(_is_same(hit, other) for other in kept):
+            kept.append(hit)
+    return kept
+
+
+def _is_same(one: Hit, other: Hit) -> bool:
+    reach = MERGE_DISTANCE * min(one.size_px, other.size_px)
+    near = max(abs(one.x - other.x), abs(one.y - other.y)) < reach
+    return near and 0.6 < one.size_px / other.size_px < 1.6
+
+
+def _agree(votes: Sequence[Hit], to_picture: tuple[float, float, float], skin: float) -> FaceFound:
+    """The median of the votes; profile boxes are wider, so frontal ones rule where there are any."""
+    frontal = [vote for vote in votes if vote.facing == 0]
+    ruling = frontal if len(frontal) >= 2 else votes
+    scale, left, top = to_picture
+    x, y, size = np.median([(v.x, v.y, v.size_px) for v in ruling], axis=0)
+    shrink = 1.0 if ruling is frontal else 0.88
+    total = sum(PROFILE_VOTE if vote.facing else 1.0 for vote in votes)
+    return FaceFound(
+        x=float(x) * scale + left,
+        y=float(y) * scale + top,
+        size_px=float(size) * scale * shrink,
+        roll=float(np.mean([vote.roll for vote in ruling])),
+        facing=float(sum(vote.facing for vote in votes) / len(votes)),
+        votes=total,
+        skin=skin,
+    )

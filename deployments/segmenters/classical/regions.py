@@ -1,0 +1,208 @@
+"""Turns what is known about a person into the region each expert may change."""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from deployments.segmenters.classical.headmarks import Head
+from deployments.segmenters.classical.person import Person
+from serve.errors import SubjectNotFound
+from serve.messages import Expert, Point, UInt8Array
+
+OWN_MASK = "or bring your own mask."
+
+
+def draw_region(person: Person, expert: Expert, dilation: float) -> UInt8Array:
+    """Draw the region (H, W): 255 where the expert may paint, 0 elsewhere, soft only for bg.
+
+    Raises:
+        SubjectNotFound: the part of the person that the expert edits is not visible.
+    """
+    if expert == "bg":
+        return _background(person)
+    region = _DRAWERS[expert](person)
+    if dilation > 0.0:
+        region = _grown(region, dilation * _shorter_side(region))
+    if not region.any():
+        raise SubjectNotFound(
+            f"the part of the person that {expert} edits lies outside the picture",
+            remedy=f"Send a photo that shows it, {OWN_MASK}",
+        )
+    return region
+
+
+def _eye(person: Person) -> UInt8Array:
+    head = _head(person, "eyes")
+    corners = [(-0.62, -0.3), (0.62, -0.3), (0.62, 0.3), (-0.62, 0.3)]
+    shift = 0.1 * head.turn
+    return _polygon(person, [head.at(x + shift, y) for x, y in corners])
+
+
+def _face(person: Person) -> UInt8Array:
+    head = _head(person, "face")
+    region = _empty(person)
+    axes = (0.98 * head.size_px, 1.1 * head.size_px)
+    cv2.ellipse(region, (head.at(0.06 * head.turn, 0.17), axes, head.roll), 255, -1)
+    return region
+
+
+def _top(person: Person) -> UInt8Array:
+    unit, levels = person.body.figure.unit_px, person.body.levels
+    _require(person, levels.shoulder + 0.3 * unit, "upper body")
+    body = _rows(person, levels.neck - 0.05 * unit, levels.hip + 0.35 * unit)
+    region = _grown(_closed(body, 0.5 * unit), 0.16 * unit)
+    region[max(int(levels.hip + 0.5 * unit), 0) :] = 0
+    return _without_hands(_without_head(region, person), person)
+
+
+def _bottom(person: Person) -> UInt8Array:
+    unit, levels = person.body.figure.unit_px, person.body.levels
+    _require(person, levels.hip + 0.3 * unit, "hips and legs")
+    body = _rows(person, levels.waist + 0.2 * unit, levels.ankle + 0.1 * unit)
+    region = _grown(_filled_rows(_trunk_only(body, person)), 0.14 * unit)
+    region[max(int(levels.ankle + 0.1 * unit), 0) :] = 0
+    return _without_hands(region, person)
+
+
+def _dress(person: Person) -> UInt8Array:
+    unit, levels = person.body.figure.unit_px, person.body.levels
+    _require(person, levels.shoulder + 0.3 * unit, "torso")
+    hem = levels.knee + 0.5 * (levels.ankle - levels.knee)
+    body = _rows(person, levels.neck - 0.05 * unit, hem)
+    region = _grown(_filled_rows(_trunk_only(body, person)), 0.22 * unit)
+    return _without_hands(_without_head(region, person), person)
+
+
+def _shoes(person: Person) -> UInt8Array:
+    levels, points = person.body.levels, person.landmarks.points
+    if not levels.has_feet:
+        raise SubjectNotFound(
+            "no feet found: the person is cut off above the shoes",
+            remedy=f"Send a photo that shows both feet, {OWN_MASK}",
+        )
+    region, unit = _empty(person), person.body.figure.unit_px
+    for side in ("left", "right"):
+        heel, toe = points.get(f"{side}_heel"), points.get(f"{side}_toe")
+        if heel is None or toe is None:
+            continue
+        low, high = sorted((heel[0], toe[0]))
+        margin = 0.15 * (high - low) + 0.1 * unit
+        top, bottom = levels.ankle - 0.15 * unit, max(heel[1], toe[1]) + 0.15 * unit
+        spots = [(low - margin, top), (high + margin, bottom)]
+        cv2.rectangle(region, *(_pixel(spot) for spot in spots), 255, -1)
+    return region
+
+
+def _background(person: Person) -> UInt8Array:
+    """All but the person; the soft edge lies outside the silhouette, which stays exactly 0."""
+    grown = _grown((person.silhouette_hw > 8).astype(np.uint8) * 255, 1.0)
+    soft = cv2.GaussianBlur(grown, (0, 0), 1.5)
+    region = 255 - np.maximum(soft, grown)
+    return np.asarray(region, np.uint8)
+
+
+_DRAWERS: dict[Expert, Callable[[Person], UInt8Array]] = {
+    "eye": _eye,
+    "face": _face,
+    "top": _top,
+    "bottom": _bottom,
+    "dress": _dress,
+    "shoes": _shoes,
+}
+
+
+def _head(person: Person, part: str) -> Head:
+    if person.head is None:
+        raise SubjectNotFound(
+            f"no {part} found: the face is covered or turned away",
+            remedy=f"Send a photo that shows the face, {OWN_MASK}",
+        )
+    return person.head
+
+
+def _require(person: Person, row: float, part: str) -> None:
+    if row > np.flatnonzero((person.silhouette_hw > 127).any(axis=1)).max(initial=0):
+        raise SubjectNotFound(
+            f"no {part} found: the picture ends above",
+            remedy=f"Send a photo that shows the {part}, {OWN_MASK}",
+        )
+
+
+def _empty(person: Person) -> UInt8Array:
+    return np.zeros_like(person.silhouette_hw)
+
+
+def _polygon(person: Person, spots: list[Point]) -> UInt8Array:
+    region = _empty(person)
+    cv2.fillPoly(region, [np.rint(np.array(spots)).astype(np.int32)], 255)
+    return region
+
+
+def _rows(person: Person, top: float, bottom: float) -> UInt8Array:
+    region = (person.silhouette_hw > 127).astype(np.uint8) * 255
+    region[: max(int(top), 0)] = 0
+    region[max(int(bottom), 0) :] = 0
+    return region
+
+
+def _trunk_only(region: UInt8Array, person: Person) -> UInt8Array:
+    """Drop what lies far beside the trunk: arms held out."""
+    figure = person.body.figure
+    left, right = (int(figure.neck_x + side * 1.7 * figure.unit_px) for side in (-1, 1))
+    kept = region.copy()
+    kept[:, : max(left, 0)] = 0
+    kept[:, max(right, 0) :] = 0
+    return kept
+
+
+def _filled_rows(region: UInt8Array) -> UInt8Array:
+    """Fill every row from its first to its last pixel: cloth spans the gap between the legs."""
+    solid = region > 0
+    from_left = np.maximum.accumulate(solid, axis=1)
+    from_right = np.maximum.accumulate(solid[:, ::-1], axis=1)[:, ::-1]
+    return ((from_left & from_right) * 255).astype(np.uint8)
+
+
+def _without_head(region: UInt8Array, person: Person) -> UInt8Array:
+    head = person.head
+    if head is None:
+        return region
+    kept = region.copy()
+    axes = (1.25 * head.size_px, 1.5 * head.size_px)
+    cv2.ellipse(kept, (head.at(0.0, -0.02), axes, head.roll), 0, -1)
+    return kept
+
+
+def _without_hands(region: UInt8Array, person: Person) -> UInt8Array:
+    kept, unit = region.copy(), person.body.figure.unit_px
+    for side in ("left", "right"):
+        wrist = person.landmarks.points.get(f"{side}_wrist")
+        if wrist is None:
+            continue
+        disc = _empty(person)
+        cv2.circle(disc, _pixel(wrist), max(int(0.55 * unit), 1), 1, -1)
+        kept[(disc > 0) & (person.skin_hw > 0)] = 0
+    return kept
+
+
+def _closed(region: UInt8Array, size_px: float) -> UInt8Array:
+    return np.asarray(cv2.morphologyEx(region, cv2.MORPH_CLOSE, _disc(size_px)), np.uint8)
+
+
+def _grown(region: UInt8Array, radius_px: float) -> UInt8Array:
+    return np.asarray(cv2.dilate(region, _disc(2 * radius_px)), np.uint8)
+
+
+def _disc(diameter_px: float) -> np.ndarray:
+    side = 2 * int(diameter_px / 2) + 1
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+
+
+def _shorter_side(region: UInt8Array) -> float:
+    _, _, width, height = cv2.boundingRect(region)
+    return float(min(width, height))
+
+
+def _pixel(spot: Point) -> tuple[int, int]:
+    return round(spot[0]), round(spot[1])

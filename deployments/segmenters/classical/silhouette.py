@@ -1,0 +1,91 @@
+"""Cuts the person out of the picture: GrabCut at reduced size, then a soft edge at full size."""
+
+import cv2
+import numpy as np
+
+from deployments.segmenters.classical.figure import Figure, seed_labels
+from deployments.segmenters.classical.headmarks import Head
+from serve.messages import UInt8Array
+
+CUT_SIDE_PX = 256
+ITERATIONS = 4
+SEED = 20
+EDGE_EPSILON = 1e-4
+
+
+def cut_silhouette(image_hwc: UInt8Array, head: Head, figure: Figure) -> UInt8Array:
+    """Separate the person with this head from the background.
+
+    Returns:
+        (H, W): 255 on the person, 0 off it, soft along the edge.
+    """
+    scale = min(1.0, CUT_SIDE_PX / max(image_hwc.shape[:2]))
+    small = _resized(image_hwc, scale)
+    labels = seed_labels(small.shape[:2], scale_head(head, scale), scale_figure(figure, scale))
+    body = cut(small, labels)
+    certain = (labels == cv2.GC_FGD).astype(np.uint8)
+    return refine(image_hwc, keep_person(body, certain))
+
+
+def cut(small_hwc: UInt8Array, labels: UInt8Array) -> UInt8Array:
+    """GrabCut in Lab, seeded for repeatability; (H, W) of 0 and 1."""
+    lab = cv2.cvtColor(small_hwc, cv2.COLOR_RGB2Lab)
+    cv2.setRNGSeed(SEED)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(lab, labels, None, *models, ITERATIONS, cv2.GC_EVAL | cv2.GC_INIT_WITH_MASK)
+    return ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.uint8)
+
+
+def keep_person(body_hw: UInt8Array, certain_hw: UInt8Array) -> UInt8Array:
+    """The connected parts that contain certain pixels, without specks, gaps and holes."""
+    tidy = cv2.morphologyEx(body_hw, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    tidy = np.maximum(tidy, certain_hw & body_hw)
+    count, parts = cv2.connectedComponents(np.asarray(tidy, np.uint8), connectivity=8)
+    hits = np.bincount(parts[certain_hw > 0], minlength=count)
+    hits[0] = 0
+    kept = np.isin(parts, np.flatnonzero(hits > 0.1 * max(int(hits.max()), 1)))
+    return _fill_small_holes(kept.astype(np.uint8))
+
+
+def _fill_small_holes(body_hw: UInt8Array) -> UInt8Array:
+    """Fill what is enclosed and small; the opening under a bent arm stays open."""
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(1 - body_hw, connectivity=4)
+    limit = 0.02 * float(body_hw.sum())
+    small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < limit)
+    filled = body_hw | np.isin(parts, small[small > 0]).astype(np.uint8)
+    return np.asarray(filled, np.uint8)
+
+
+def refine(image_hwc: UInt8Array, body_hw: UInt8Array) -> UInt8Array:
+    """Bring a small cut to full size and let its edge follow the picture's (guided filter)."""
+    height, width = image_hwc.shape[:2]
+    scale = max(image_hwc.shape[:2]) / max(body_hw.shape)
+    mask = cv2.resize(body_hw.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    guide = cv2.cvtColor(image_hwc, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
+    size = (2 * int(1.5 * scale) + 1,) * 2
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.asarray(cv2.blur(values, size))
+
+    mean_guide, mean_mask = mean(guide), mean(mask)
+    slope = (mean(guide * mask) - mean_guide * mean_mask) / (
+        mean(guide * guide) - mean_guide**2 + EDGE_EPSILON
+    )
+    soft = mean(slope) * guide + mean(mean_mask - slope * mean_guide)
+    soft = np.clip((soft - 0.5) * 1.6 + 0.5, 0.0, 1.0)
+    return np.asarray(np.rint(soft * 255.0), np.uint8)
+
+
+def scale_head(head: Head, scale: float) -> Head:
+    eye_a, eye_b = ((x * scale, y * scale) for x, y in (head.eye_a, head.eye_b))
+    return Head(eye_a, eye_b, head.size_px * scale, head.roll, head.turn)
+
+
+def scale_figure(figure: Figure, scale: float) -> Figure:
+    eyes = figure.eyes[0] * scale, figure.eyes[1] * scale
+    return Figure(eyes, figure.neck_x * scale, figure.unit_px * scale)
+
+
+def _resized(image_hwc: UInt8Array, scale: float) -> UInt8Array:
+    small = cv2.resize(image_hwc, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.uint8)
