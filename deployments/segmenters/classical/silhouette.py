@@ -32,7 +32,7 @@ def cut(small_hwc: UInt8Array, labels: UInt8Array) -> UInt8Array:
     lab = cv2.cvtColor(small_hwc, cv2.COLOR_RGB2Lab)
     cv2.setRNGSeed(SEED)
     models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(lab, labels, None, *models, ITERATIONS, cv2.GC_EVAL | cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(lab, labels, None, *models, ITERATIONS, cv2.GC_INIT_WITH_MASK)
     return ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.uint8)
 
 
