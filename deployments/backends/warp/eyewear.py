@@ -94,9 +94,9 @@ def _front(
     request: ExpertRequest, glasses: Spectacles, head: HeadPose, fit: _Fit
 ) -> tuple[_Layer, Float32Array]:
     """The front over the crop, and how much of each pixel is lens."""
-    image = np.dstack([glasses.front_hwc, glasses.lens_hw])
     scale = max(fit.scale_x, fit.scale_y)
-    image = _scaled(image, scale)
+    image = _scaled(glasses.front_hwc, scale)
+    glass = cv2.resize(glasses.lens_hw, image.shape[1::-1], interpolation=cv2.INTER_AREA)
     centre = (glasses.lens_a + glasses.lens_b) / 2 * scale
     x, y = head.axes(request.region_hw.shape, fit.middle)
     half_px = 0.5 * image.shape[1]
@@ -107,10 +107,10 @@ def _front(
         u = x * (scale / fit.scale_x) + bend * (np.clip(u / half_px, -1.2, 1.2) ** 2) * half_px
     map_x = (u + centre[0]).astype(np.float32)
     map_y = (y * (scale / fit.scale_y) + centre[1]).astype(np.float32)
-    shown = cv2.remap(image, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    shown, lens = (cv2.remap(part, map_x, map_y, cv2.INTER_LINEAR) for part in (image, glass))
     cover = shown[..., 3] / 255.0
     rgb = shown[..., :3] / np.maximum(cover[..., None], 1e-3)
-    return _Layer(rgb, cover), shown[..., 4] / 255.0
+    return _Layer(rgb, cover), np.asarray(lens / 255.0, np.float32)
 
 
 def _scaled(image: UInt8Array, scale: float) -> Float32Array:

@@ -98,12 +98,30 @@ def _align(request: ExpertRequest, head: HeadPose) -> tuple[Float32Array, Float3
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
     )[:height, :width]
-    worn = (_oval(product, owner, owner_head) * product[..., 3]).astype(np.uint8)
+    worn = _oval(product, owner, owner_head) * product[..., 3]
+    worn = (worn * _before_backdrop(product, owner_head)).astype(np.uint8)
     product = _scaled(np.dstack([product[..., :3], worn]), scale)
     shown = cv2.remap(
         product, dense, np.empty(0), cv2.INTER_CUBIC, borderMode=cv2.BORDER_CONSTANT
     ).astype(np.float32)
     return shown[..., :3], shown[..., 3] / 255.0
+
+
+def _before_backdrop(product_hwc: UInt8Array, head: HeadPose) -> Float32Array:
+    """0 on the plain backdrop of a portrait, which must not come along beside the cheek."""
+    height, width = product_hwc.shape[:2]
+    small = cv2.resize(product_hwc[..., :3], (160, 160), interpolation=cv2.INTER_AREA)
+    small = cv2.cvtColor(cv2.GaussianBlur(small, (0, 0), 1.0), cv2.COLOR_RGB2LAB)
+    filled = np.zeros((162, 162), np.uint8)
+    flags = 4 | cv2.FLOODFILL_FIXED_RANGE | cv2.FLOODFILL_MASK_ONLY | (255 << 8)
+    for seed in ((1, 1), (158, 1), (1, 60), (158, 60), (80, 1)):
+        cv2.floodFill(small, filled, seed, (0,), (26, 7, 7), (26, 7, 7), flags)
+    x, y = (head.middle + 0.6 * head.eye_distance_px * head.down) / (width, height) * 160
+    if filled[1:-1, 1:-1][int(np.clip(y, 0, 159)), int(np.clip(x, 0, 159))]:
+        return np.ones((height, width), np.float32)
+    backdrop = cv2.GaussianBlur(cv2.dilate(filled[1:-1, 1:-1], np.ones((3, 3))), (0, 0), 1.0)
+    away = 1.0 - cv2.resize(backdrop, (width, height)).astype(np.float32) / 255.0
+    return np.asarray(np.clip(2.0 * away - 1.0, 0.0, 1.0), np.float32)
 
 
 def _control_points(landmarks: Landmarks, head: HeadPose) -> FloatArray:
