@@ -63,7 +63,7 @@ class LocalCluster:
         """
         options = self._options
         _require_free_port(options.host, options.port)
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         app = build_app(AppArgs(family=options.family))
         ray.init(
             address="local",
@@ -71,7 +71,7 @@ class LocalCluster:
             num_gpus=options.num_gpus,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
         )
         http_options = {"host": options.host, "port": options.port, "request_timeout_s": 120.0}

@@ -64,6 +64,10 @@ class SegmentRequest:
     dilation: float = 0.0
     """Grow the region by this fraction of its box's shorter side."""
 
+    @property
+    def num_bytes(self) -> int:
+        return self.image_hwc.nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentReply:
@@ -105,6 +109,13 @@ class ExpertRequest:
     num_steps: int = 1
     guidance: float = 0.0
     deadline_unix_s: float | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """What crosses the handle, about."""
+        silhouette_bytes = 0 if self.silhouette_hw is None else self.silhouette_hw.nbytes
+        pictures_bytes = self.crop_hwc.nbytes + self.region_hw.nbytes + self.product_hwc.nbytes
+        return pictures_bytes + silhouette_bytes
 
 
 @dataclass(frozen=True, slots=True)

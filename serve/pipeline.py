@@ -14,8 +14,8 @@ import numpy as np
 from deployments.bundle import Bundle
 from serve.catalog import Catalog, Choice
 from serve.errors import DeadlineExceeded, SubjectNotFound
-from serve.imaging.decode import ImageLimits
 from serve.imaging.encode import MEDIA_TYPES
+from serve.imaging.limits import ImageLimits
 from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, SegmentRequest
 from serve.receipts import passthrough_receipt, tryon_receipt
 from serve.steps import (
@@ -134,7 +134,7 @@ class Pipeline:
                 dilation=bundle.masker.dilation,
             )
         )
-        return Region(reply.region_hw, reply, None)
+        return Region(reply.region_hw, reply)
 
     async def _find_product_landmarks(self, bundle: Bundle, inputs: Inputs) -> Landmarks:
         if not bundle.product.landmarks:
@@ -177,9 +177,7 @@ class Pipeline:
             layers=layers,
         )
 
-    async def _pass_through(
-        self, work: TryOnWork, choice: Choice, watch: Stopwatch
-    ) -> TryOnResult:
+    async def _pass_through(self, work: TryOnWork, choice: Choice, watch: Stopwatch) -> TryOnResult:
         """The person's bytes through the expert and back, for the gateway benchmark."""
         nothing = np.zeros((1, 1), np.uint8)
         request = ExpertRequest(

@@ -16,7 +16,12 @@ RAY_FLAGS: Mapping[str, str] = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # An expert computes for seconds: on the replica's own loop that would stop health checks.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    # gRPC carries what is small (see router.py); the default of 4 MiB would fail a large reply.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "600",
+    # Nobody balances load over a laptop: stopping need not wait 30 s for balancers to notice.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
+    "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.5",
     # Nobody reads Ray's usage report from a laptop, and it tries to leave the machine.
     "RAY_USAGE_STATS_ENABLED": "0",
 }

@@ -11,7 +11,7 @@ from serve.api.models import ReadStates, build_models_router
 from serve.api.problems import install_problem_handlers
 from serve.api.tryon import build_tryon_router
 from serve.catalog import Catalog
-from serve.imaging.decode import ImageLimits
+from serve.imaging.limits import ImageLimits
 from serve.pipeline import Pipeline
 
 DESCRIPTION = """Virtual try-on by specialised experts. A person photo and a product photo go in;
@@ -26,6 +26,8 @@ def build_api(
     read_states: ReadStates,
     read_waiting: ReadWaiting,
     logger: logging.Logger,
+    *,
+    is_id_echoed_outside: bool = False,
 ) -> FastAPI:
     """Put the application together; nothing here knows Ray."""
     router_config = catalog.family.router
@@ -33,7 +35,7 @@ def build_api(
     install_problem_handlers(app, logger)
     # Added last runs first: the body limit's refusal already carries the request id.
     app.add_middleware(BodyLimit, max_body_bytes=router_config.max_body_mib * 2**20)
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, is_echoed_outside=is_id_echoed_outside)
     app.include_router(build_tryon_router(pipeline, limits, router_config.default_timeout_s))
     app.include_router(build_models_router(catalog, read_states))
     app.include_router(build_health_router(read_waiting))

@@ -7,7 +7,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.problems import problem_response
-from serve.errors import ImageTooLarge
+from serve.errors import ImageTooLarge, InvalidRequest
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # A client could switch off timeouts or cancellation, or steer Serve's routing, with these
@@ -21,17 +21,22 @@ CONTROL_HEADERS = (
 
 
 class RequestContext:
-    """Gives every request an id, echoes it, and drops Serve's control headers."""
+    """Gives every request an id, echoes it, and drops Serve's control headers.
 
-    def __init__(self, app: ASGIApp):
+    Args:
+        is_echoed_outside: the server around this app already puts the id on the answer.
+    """
+
+    def __init__(self, app: ASGIApp, is_echoed_outside: bool):
         self._app = app
+        self._is_echoed_outside = is_echoed_outside
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        wanted = Headers(scope=scope).get("x-request-id", "")
-        request_id = wanted if REQUEST_ID.fullmatch(wanted) else f"req_{secrets.token_hex(12)}"
+        wanted = Headers(scope=scope).get("x-request-id")
+        request_id = f"req_{secrets.token_hex(12)}" if wanted is None else wanted[:128]
         scope["headers"] = [
             (name, value)
             for name, value in scope["headers"]
@@ -40,11 +45,18 @@ class RequestContext:
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and not self._is_echoed_outside:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        if REQUEST_ID.fullmatch(request_id):
+            await self._app(scope, receive, send_with_id)
+            return
+        scope["state"]["request_id"] = ""
+        error = InvalidRequest(
+            "X-Request-Id: not an id", remedy="letters, digits, '.', '_' and '-', at most 128"
+        )
+        await problem_response(error, "")(scope, receive, send)
 
 
 class BodyLimit:
@@ -82,5 +94,3 @@ class BodyLimit:
             return message
 
         await self._app(scope, receive_counted, send)
-
-

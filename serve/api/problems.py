@@ -40,7 +40,7 @@ def problem_response(error: Sm4llError, request_id: str) -> Response:
         retry_after_s=error.retry_after_s,
         errors=_field_problems(error),
     )
-    headers = {"X-Request-Id": request_id}
+    headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     body = problem.model_dump(mode="json", exclude_none=True)
@@ -81,9 +81,8 @@ def install_problem_handlers(app: FastAPI, logger: logging.Logger) -> None:
             code=HTTP_CODES.get(exc.status_code, "http_error"),
             request_id=request_id,
         )
-        headers = {**(exc.headers or {}), "X-Request-Id": request_id}
         body = problem.model_dump(mode="json", exclude_none=True)
-        return JSONResponse(body, exc.status_code, headers, MEDIA_TYPE)
+        return JSONResponse(body, exc.status_code, exc.headers, MEDIA_TYPE)
 
     async def on_unknown(request: Request, exc: Exception) -> Response:
         logger.error("unexpected failure on %s", request.url.path, exc_info=exc)

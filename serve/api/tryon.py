@@ -11,9 +11,10 @@ from serve.api.forms import read_tryon
 from serve.api.identity import identify
 from serve.api.problems import request_id_of
 from serve.errors import InvalidRequest
-from serve.imaging.decode import ImageLimits
-from serve.pipeline import Pipeline, TryOnResult, TryOnWork
+from serve.imaging.limits import ImageLimits
+from serve.pipeline import Pipeline
 from serve.schemas import OutputImage, Problem, TryOnAnswer, TryOnJson, TryOnOptions
+from serve.steps import TryOnResult, TryOnWork
 from serve.telemetry import Stopwatch
 
 PROBLEM_STATUSES = (400, 404, 413, 422, 429, 500, 503, 504)

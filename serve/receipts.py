@@ -1,0 +1,106 @@
+"""Writes the receipt of an answer: enough to make it again."""
+
+import hashlib
+import secrets
+from typing import Any
+
+from serve.catalog import Choice
+from serve.imaging.decode import DecodedImage
+from serve.messages import ExpertReply
+from serve.schemas import Affine, Format, InputDigest, OutsideReport, Receipt
+from serve.steps import Answer, CropWork, Inputs, Region, TryOnWork
+from serve.telemetry import Stopwatch
+
+
+def tryon_receipt(
+    work: TryOnWork,
+    choice: Choice,
+    inputs: Inputs,
+    region: Region,
+    crop: CropWork,
+    reply: ExpertReply,
+    answers: list[Answer],
+    watch: Stopwatch,
+) -> Receipt:
+    """The receipt of a finished try-on."""
+    plan = crop.plan
+    segmented = region.segmented
+    worst = max(answer.proof.max_abs_diff for answer in answers)
+    image_format = answers[0].format
+    x0, y0, _, _ = plan.box
+    to_crop_x, to_crop_y = plan.scale
+    return Receipt(
+        **_common(work, choice, watch),
+        masker="caller" if segmented is None else segmented.masker,
+        segmentation_cached=segmented is not None and segmented.cached,
+        seed=crop.request.seed,
+        num_steps=crop.request.num_steps,
+        batch_size=reply.batch_size,
+        format=image_format,
+        person=_digest(inputs.person),
+        product=_digest(inputs.product),
+        mask=_mask_digest(work, inputs.person),
+        region_box=crop.region_box,
+        crop_box=plan.box,
+        crop_size=(plan.crop_w_px, plan.crop_h_px),
+        affine=Affine(scale_x=1 / to_crop_x, scale_y=1 / to_crop_y, left=x0, top=y0),
+        outside=OutsideReport(max_abs_diff=worst, lossless=image_format != "jpeg"),
+        notes=reply.notes,
+    )
+
+
+def passthrough_receipt(
+    work: TryOnWork, choice: Choice, reply: ExpertReply, watch: Stopwatch
+) -> Receipt:
+    """The receipt of bytes that went through a no-op expert unread."""
+    unread = InputDigest(sha256="", width=0, height=0, format="unread")
+    image_format: Format = work.options.format or "jpeg"
+    return Receipt(
+        **_common(work, choice, watch),
+        masker="caller",
+        segmentation_cached=False,
+        seed=0,
+        num_steps=1,
+        batch_size=reply.batch_size,
+        format=image_format,
+        person=unread,
+        product=unread,
+        mask=None,
+        region_box=None,
+        crop_box=None,
+        crop_size=None,
+        affine=None,
+        outside=OutsideReport(max_abs_diff=0, lossless=True),
+    )
+
+
+def _common(work: TryOnWork, choice: Choice, watch: Stopwatch) -> dict[str, Any]:
+    bundle = choice.bundle
+    return {
+        "id": f"tr_{secrets.token_hex(12)}",
+        "request_id": work.request_id,
+        "expert": bundle.expert,
+        "version": bundle.version,
+        "bundle_sha256": bundle.fingerprint,
+        "backend": bundle.backend.kind,
+        "preview": bundle.is_preview,
+        "licence": bundle.licence.name,
+        "commercial_use": bundle.licence.commercial_use,
+        "arm": choice.arm,
+        "quality": work.options.quality,
+        "blend": work.options.blend,
+        "timings_ms": {**watch.stages_ms, "total": watch.total_ms},
+    }
+
+
+def _digest(image: DecodedImage) -> InputDigest:
+    return InputDigest(
+        sha256=image.sha256, width=image.width, height=image.height, format=image.format
+    )
+
+
+def _mask_digest(work: TryOnWork, person: DecodedImage) -> InputDigest | None:
+    if work.mask is None:
+        return None
+    sha256 = hashlib.sha256(work.mask).hexdigest()
+    return InputDigest(sha256=sha256, width=person.width, height=person.height, format="mask")

@@ -1,0 +1,275 @@
+"""The steps of one try-on that compute: what goes in and out of each, run on imaging threads."""
+
+import hashlib
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from deployments.bundle import Bundle
+from serve.errors import GenerationFailed
+from serve.imaging.blend import choose_feather_px
+from serve.imaging.colour import crop_to_srgb, to_srgb
+from serve.imaging.decode import DecodedImage, decode_image
+from serve.imaging.encode import encode_image
+from serve.imaging.layers import build_product_layer, build_region_map, pack_layers
+from serve.imaging.limits import ImageLimits
+from serve.imaging.mask import decode_mask
+from serve.imaging.paste import Pasted, paste_back
+from serve.imaging.proof import OutsideProof, prove_outside
+from serve.imaging.region import (
+    CropPlan,
+    CropPolicy,
+    cut_copy_to_crop,
+    extract_crop,
+    plan_crop,
+    shrink_region,
+    upscale_region,
+)
+from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, UInt8Array
+from serve.schemas import Format, Receipt, TryOnOptions
+from serve.telemetry import Stopwatch
+
+SEGMENT_SIDE_PX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class TryOnWork:
+    """What one request asks for."""
+
+    options: TryOnOptions
+    person: bytes
+    product: bytes
+    mask: bytes | None
+    request_id: str
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TryOnResult:
+    """One answer: its files and how they came to be."""
+
+    files: tuple[bytes, ...]
+    media_type: str
+    receipt: Receipt
+    width: int
+    height: int
+    layers: bytes | None
+    """The zip, when it was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Both pictures decoded, with the copies the replicas get."""
+
+    person: DecodedImage
+    product: DecodedImage
+    person_copy_hwc: UInt8Array
+    """(H, W, 3) sRGB, longer side at most SEGMENT_SIDE_PX."""
+    product_rgba: UInt8Array
+    """(h, w, 4) sRGB, longer side at most the bundle's max_side_px."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Where the picture may change, before it is cut to the crop."""
+
+    region_hw: UInt8Array
+    """At the copy's size, or the original's when the caller brought a mask."""
+    segmented: SegmentReply | None
+    """None when the caller brought a mask."""
+
+
+@dataclass(frozen=True, slots=True)
+class CropWork:
+    """The crop, the region promised at the original's size, and what the expert is asked."""
+
+    plan: CropPlan
+    region_box_hw: UInt8Array
+    region_box: tuple[int, int, int, int]
+    request: ExpertRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One finished picture with its proof."""
+
+    file: bytes
+    format: Format
+    pasted: Pasted
+    proof: OutsideProof
+
+
+def decode_person(data: bytes, limits: ImageLimits) -> tuple[DecodedImage, UInt8Array]:
+    """The person, and the copy for the segmenter."""
+    image = decode_image(data, limits)
+    return image, to_srgb(image, max_side_px=SEGMENT_SIDE_PX)
+
+
+def decode_product(
+    data: bytes, limits: ImageLimits, max_side_px: int
+) -> tuple[DecodedImage, UInt8Array]:
+    """The product, and its (h, w, 4) copy for the expert."""
+    image = decode_image(data, limits)
+    rgb_hwc = to_srgb(image, max_side_px=max_side_px)
+    height_px, width_px = rgb_hwc.shape[:2]
+    if image.alpha is None:
+        alpha_hw = np.full((height_px, width_px), 255, np.uint8)
+    else:
+        narrow = (image.alpha >> (image.bit_depth - 8)).astype(np.uint8)
+        shrunk = cv2.resize(narrow, (width_px, height_px), interpolation=cv2.INTER_AREA)
+        alpha_hw = np.asarray(shrunk, np.uint8)
+    return image, np.dstack([rgb_hwc, alpha_hw])
+
+
+def caller_region(work: TryOnWork, person: DecodedImage, limits: ImageLimits) -> Region:
+    """The caller's own mask as the region.
+
+    Raises:
+        MaskRejected: wrong size, empty, full, or a photograph.
+    """
+    assert work.mask is not None
+    convention = work.options.mask_convention
+    region_hw = decode_mask(work.mask, convention, person.width, person.height, limits)
+    return Region(region_hw, None)
+
+
+def derive_seed(work: TryOnWork, bundle: Bundle) -> int:
+    """The caller's seed, or one that follows from the inputs: a repeat gives the same picture."""
+    if work.options.seed is not None:
+        return work.options.seed
+    digest = hashlib.sha256(bundle.version.encode())
+    for data in (work.person, work.product, work.mask or b""):
+        digest.update(hashlib.sha256(data).digest())
+    return int.from_bytes(digest.digest()[:4], "big")
+
+
+def plan_work(
+    work: TryOnWork,
+    bundle: Bundle,
+    inputs: Inputs,
+    region: Region,
+    product_landmarks: Landmarks,
+    seed: int,
+    deadline_unix_s: float,
+) -> CropWork:
+    """Cut the crop and say what the expert shall do with it."""
+    person = inputs.person
+    policy = CropPolicy(
+        context=bundle.crop.context,
+        size_px=bundle.crop.size_px,
+        multiple_of=bundle.crop.multiple_of,
+    )
+    plan = plan_crop(region.region_hw, person.width, person.height, policy)
+    region_box_hw = upscale_region(region.region_hw, plan)
+    silhouette_hw, landmarks = _about_person(region, plan)
+    request = ExpertRequest(
+        request_id=work.request_id,
+        crop_hwc=extract_crop(crop_to_srgb(person, plan.box), plan),
+        region_hw=shrink_region(region_box_hw, plan),
+        silhouette_hw=silhouette_hw,
+        landmarks=landmarks,
+        product_hwc=inputs.product_rgba,
+        product_landmarks=product_landmarks,
+        seed=seed,
+        num_images=work.options.num_images,
+        num_steps=bundle.num_steps(work.options.quality),
+        guidance=bundle.guidance,
+        deadline_unix_s=deadline_unix_s,
+    )
+    return CropWork(plan, region_box_hw, _bounds(region_box_hw, plan), request)
+
+
+def _about_person(region: Region, plan: CropPlan) -> tuple[UInt8Array | None, Landmarks]:
+    segmented = region.segmented
+    if segmented is None:
+        return None, Landmarks()
+    copy_h_px, copy_w_px = segmented.silhouette_hw.shape
+    scale, offset = plan.affine_from_copy(copy_w_px, copy_h_px)
+    silhouette_hw = cut_copy_to_crop(segmented.silhouette_hw, plan)
+    return silhouette_hw, segmented.landmarks.transformed(scale, offset)
+
+
+def _bounds(region_box_hw: UInt8Array, plan: CropPlan) -> tuple[int, int, int, int]:
+    x, y, width, height = cv2.boundingRect((region_box_hw > 0).astype(np.uint8))
+    left, top = plan.box[0] + x, plan.box[1] + y
+    return left, top, left + width, top + height
+
+
+def check_reply(reply: ExpertReply, request: ExpertRequest) -> None:
+    """Refuse what does not fit the crop before it reaches the picture.
+
+    Raises:
+        GenerationFailed: wrong shape or type, or all black, as broken half-precision weights give.
+    """
+    wanted = (request.num_images, *request.crop_hwc.shape)
+    images = reply.images_nhwc
+    if images.shape != wanted or images.dtype != np.uint8:
+        raise GenerationFailed(
+            f"{reply.version} answered {images.dtype} {images.shape}, not uint8 {wanted}"
+        )
+    if not images.any() and request.crop_hwc.any():
+        raise GenerationFailed(f"{reply.version} answered a black picture")
+
+
+def deliver(
+    work: TryOnWork,
+    bundle: Bundle,
+    inputs: Inputs,
+    crop: CropWork,
+    reply: ExpertReply,
+    index: int,
+    watch: Stopwatch,
+) -> Answer:
+    """Paste one picture back, encode it, and prove the file.
+
+    Raises:
+        GenerationFailed: a lossless file differs outside the region; it is not delivered.
+    """
+    person = inputs.person
+    with watch.stage("paste"):
+        pasted = paste_back(
+            person,
+            reply.images_nhwc[index],
+            None if reply.alpha_nhw is None else reply.alpha_nhw[index],
+            crop.plan,
+            crop.region_box_hw,
+            blend=work.options.blend,
+            feather_px=choose_feather_px(crop.region_box_hw, bundle.blend.feather),
+            colour_match=bundle.blend.colour_match,
+        )
+    image_format = _choose_format(work, person)
+    with watch.stage("encode"):
+        file = encode_image(
+            pasted.pixels,
+            pasted.alpha,
+            format=image_format,
+            icc_profile=person.icc_profile,
+            bit_depth=person.bit_depth,
+            exif=person.exif,
+        )
+    with watch.stage("prove"):
+        proof = prove_outside(file, person, crop.region_box_hw, crop.plan.box)
+    if proof.max_abs_diff and image_format != "jpeg":
+        raise GenerationFailed(
+            f"the file differs by {proof.max_abs_diff} levels outside the region: not delivered"
+        )
+    return Answer(file, image_format, pasted, proof)
+
+
+def _choose_format(work: TryOnWork, person: DecodedImage) -> Format:
+    if work.options.format is not None:
+        return work.options.format
+    # Nobody writes HEIC back: PNG keeps what it said.
+    return "png" if person.format == "heic" else person.format
+
+
+def pack(inputs: Inputs, crop: CropWork, answer: Answer, receipt: Receipt) -> bytes:
+    """The zip of layers at the original's size."""
+    return pack_layers(
+        answer.file,
+        "jpg" if answer.format == "jpeg" else answer.format,
+        build_product_layer(inputs.person, answer.pasted),
+        build_region_map(inputs.person, crop.region_box_hw, crop.plan.box),
+        receipt.model_dump_json(indent=2),
+    )

@@ -1,0 +1,1 @@
+"""Benchmarks: run by `sm4ll bench ...`, never asserted on."""

@@ -1,0 +1,53 @@
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve.client import Client
+from serve.settings import CONFIGS_DIR, export_ray_flags
+
+# Ray reads its flags when it is imported, which the tests below this file do.
+export_ray_flags()
+
+NOOP = """
+licence: {name: none, commercial_use: true}
+title: changes nothing
+status: benchmark
+backend: {kind: noop}
+"""
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped family plus a no-op version of `top`, and `bg` scaled to zero."""
+    folder = tmp_path_factory.mktemp("configs")
+    shutil.copytree(CONFIGS_DIR / "experts", folder / "experts")
+    (folder / "experts/top.noop.yaml").write_text(f"expert: top\nname: noop\n{NOOP}")
+    lines = (CONFIGS_DIR / "family.yaml").read_text() + "  - version: top@noop\n"
+    (folder / "family.yaml").write_text(lines)
+    return folder / "family.yaml"
+
+
+@pytest.fixture(scope="session")
+def api(family: Path) -> Iterator[Client]:
+    """The whole family on the one local Ray cluster of this run, over real HTTP."""
+    from serve.local import LocalCluster, LocalOptions, free_port
+
+    cluster = LocalCluster(LocalOptions(family=family, port=free_port(), num_cpus=16))
+    try:
+        cluster.start(lambda deployments: None, threading.Event())
+        with Client(cluster.url) as client:
+            yield client
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """Real person/product pairs that lie beside a checkout, where somebody put them."""
+    folder = Path(__file__).parents[2] / "shared" / "samples"
+    if not folder.is_dir():
+        pytest.skip("no sample pictures beside this checkout (../shared/samples)")
+    return folder
