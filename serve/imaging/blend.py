@@ -8,8 +8,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.linalg import spsolve
 
 UInt8Array = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
@@ -95,6 +93,9 @@ def remove_seam(
 
 def _fill_smoothly(values: FloatArray, is_unknown: NDArray[np.bool_]) -> FloatArray:
     """(h, w, C): unknown cells become the mean of their neighbours, solved exactly."""
+    from scipy.sparse import csr_array  # a third of this package's import time, rarely needed
+    from scipy.sparse.linalg import spsolve
+
     height, width = is_unknown.shape
     index = np.full(is_unknown.shape, -1)
     index[is_unknown] = np.arange(np.count_nonzero(is_unknown))

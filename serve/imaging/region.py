@@ -16,6 +16,7 @@ from serve.messages import Point
 
 UInt8Array = NDArray[np.uint8]
 _PAINTABLE = 63
+_EDGE_SIGMA = 1.4  # pixels of the copy; halves the error on discs and straight edges, 4x and 8x up
 _SOFT_SHARE = 0.02  # a thresholded region has none between; antialiased edges stay well below
 
 
@@ -133,11 +134,18 @@ def upscale_region(region_hw: UInt8Array, plan: CropPlan) -> UInt8Array:
     if region_hw.shape == (plan.image_h_px, plan.image_w_px):
         x0, y0, x1, y1 = plan.box
         return np.ascontiguousarray(region_hw[y0:y1, x0:x1])
-    is_binary = _is_binary(region_hw)
-    source = np.where(region_hw > 127, 255, 0).astype(np.uint8) if is_binary else region_hw
     size = plan.box_w_px, plan.box_h_px
-    smooth = _cut_from_copy(source, plan, size, cv2.INTER_CUBIC if is_binary else cv2.INTER_LINEAR)
-    return np.where(smooth > 127, 255, 0).astype(np.uint8) if is_binary else smooth
+    if not _is_binary(region_hw):
+        return _cut_from_copy(region_hw, plan, size, cv2.INTER_LINEAR)
+    binary = np.where(region_hw > 127, 255, 0).astype(np.uint8)
+    # Smoothed before it grows: otherwise every pixel of the copy leaves a step in the edge.
+    smooth = _cut_from_copy(
+        cv2.GaussianBlur(binary, (0, 0), _EDGE_SIGMA), plan, size, cv2.INTER_CUBIC
+    )
+    # What the smoothing would erase, such as the frame of spectacles, stays as it was found.
+    thick = cv2.morphologyEx(binary, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    thin = _cut_from_copy(cv2.subtract(binary, thick), plan, size, cv2.INTER_LINEAR)
+    return np.where((smooth > 127) | (thin > 127), 255, 0).astype(np.uint8)
 
 
 def shrink_region(region_box_hw: UInt8Array, plan: CropPlan) -> UInt8Array:

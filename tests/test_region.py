@@ -1,0 +1,190 @@
+"""The crop covers the region, stays inside the picture, and comes back without a shift."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.errors import SubjectNotFound
+from serve.imaging.region import (
+    CropPolicy,
+    cut_copy_to_crop,
+    extract_crop,
+    plan_crop,
+    restore_crop,
+    shrink_region,
+    upscale_region,
+)
+from tests.pictures import make_region, make_rgb
+
+BOUND = settings(max_examples=150, deadline=None, derandomize=True)
+POLICY = CropPolicy()
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[int, int, tuple[int, int, int, int], float]:
+    """Picture size, region box inside of it, and the scale of the copy it was found on."""
+    width, height = draw(st.integers(16, 900)), draw(st.integers(16, 900))
+    x0, y0 = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
+    x1, y1 = draw(st.integers(x0 + 1, width)), draw(st.integers(y0 + 1, height))
+    return width, height, (x0, y0, x1, y1), draw(st.sampled_from([1.0, 2.0, 3.7, 9.0]))
+
+
+policies = st.builds(
+    CropPolicy,
+    context=st.floats(1, 3),
+    size_px=st.sampled_from([512, 768, 1000]),
+    multiple_of=st.sampled_from([8, 16, 64]),
+)
+
+
+@BOUND
+@given(cases(), policies)
+def test_box_covers_the_region_inside_the_picture(
+    case: tuple[int, int, tuple[int, int, int, int], float], policy: CropPolicy
+) -> None:
+    copy_w, copy_h, (x0, y0, x1, y1), scale = case
+    region = np.zeros((copy_h, copy_w), np.uint8)
+    region[y0:y1, x0:x1] = 255
+    width, height = round(copy_w * scale), round(copy_h * scale)
+    plan = plan_crop(region, width, height, policy)
+    left, top, right, bottom = plan.box
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    scale_x, scale_y = width / copy_w, height / copy_h
+    assert left <= x0 * scale_x
+    assert top <= y0 * scale_y
+    assert right >= x1 * scale_x - 1e-6
+    assert bottom >= y1 * scale_y - 1e-6
+    assert plan.crop_w_px % policy.multiple_of == plan.crop_h_px % policy.multiple_of == 0
+    assert 0 < min(plan.crop_w_px, plan.crop_h_px)
+    assert max(plan.crop_w_px, plan.crop_h_px) <= policy.size_px
+    upscaled = upscale_region(region, plan)
+    assert upscaled.shape == (bottom - top, right - left)
+    assert set(np.unique(upscaled)) <= {0, 255}
+    assert upscaled.any()
+
+
+def test_region_touching_border_stays_inside() -> None:
+    region = np.zeros((400, 300), np.uint8)
+    region[380:, 270:] = 255
+    plan = plan_crop(region, 300, 400, POLICY)
+    assert plan.box[2:] == (300, 400)
+    assert (plan.box_w_px, plan.box_h_px) == (192, 128), "shifted, not cut"
+
+
+def test_context_is_kept_around_the_region() -> None:
+    region = np.zeros((2000, 2000), np.uint8)
+    region[800:1200, 800:1200] = 255
+    plan = plan_crop(region, 2000, 2000, CropPolicy(context=1.5))
+    assert plan.box == (700, 700, 1300, 1300)
+    assert (plan.crop_w_px, plan.crop_h_px) == (768, 768)
+
+
+def test_tiny_region_in_a_large_photo_gets_surroundings() -> None:
+    """40 pixels in 50 megapixels: four times larger at most, the rest is context."""
+    region = np.zeros((768, 1024), np.uint8)
+    region[300:305, 500:505] = 255
+    plan = plan_crop(region, 8192, 6144, POLICY)
+    assert 192 <= max(plan.box_w_px, plan.box_h_px) < 260
+    assert max(plan.scale) <= 4.0
+
+
+def test_long_region_is_not_squeezed() -> None:
+    region = np.zeros((1500, 1500), np.uint8)
+    region[700:760, 100:1400] = 255
+    plan = plan_crop(region, 1500, 1500, POLICY)
+    across, down = plan.scale
+    assert across == pytest.approx(down, rel=0.02)
+    assert plan.box_w_px / plan.box_h_px <= POLICY.max_aspect + 0.1
+
+
+def test_picture_smaller_than_the_expert_is_resampled() -> None:
+    region = np.full((48, 37), 255, np.uint8)
+    plan = plan_crop(region, 37, 48, POLICY)
+    assert plan.box == (0, 0, 37, 48)
+    assert plan.crop_h_px == 768
+    assert extract_crop(make_rgb(37, 48), plan).shape == (plan.crop_h_px, plan.crop_w_px, 3)
+
+
+def test_empty_region_is_refused() -> None:
+    with pytest.raises(SubjectNotFound):
+        plan_crop(np.zeros((50, 50), np.uint8), 50, 50, POLICY)
+
+
+def measure_shift(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Least-squares shift (x, y) in pixels, from the gradient of the first."""
+    a = cv2.GaussianBlur(before.astype(np.float64), (0, 0), 1.5)
+    b = cv2.GaussianBlur(after.astype(np.float64), (0, 0), 1.5)
+    gy, gx = np.gradient(a)
+    normal = np.array([[np.sum(gx * gx), np.sum(gx * gy)], [np.sum(gx * gy), np.sum(gy * gy)]])
+    return -np.linalg.solve(normal, [np.sum(gx * (b - a)), np.sum(gy * (b - a))])
+
+
+@pytest.mark.parametrize("box", [(500, 400, 560, 470), (300, 200, 1100, 900), (0, 0, 50, 40)])
+def test_untouched_crop_returns_without_a_shift(box: tuple[int, int, int, int]) -> None:
+    picture = make_rgb(1403, 1107)
+    plan = plan_crop(make_region(1403, 1107, box), 1403, 1107, POLICY)
+    x0, y0, x1, y1 = plan.box
+    before = np.ascontiguousarray(picture[y0:y1, x0:x1])
+    crop = extract_crop(before, plan)
+    assert crop.shape[:2] == (plan.crop_h_px, plan.crop_w_px) != before.shape[:2]
+    after = restore_crop(crop, plan)
+    assert np.abs(measure_shift(before[..., 1], after[..., 1])).max() < 0.05
+    rolled = np.roll(before, 1, axis=1)
+    assert measure_shift(before[..., 1], rolled[..., 1])[0] == pytest.approx(1, abs=0.2)
+
+
+def test_crop_and_region_and_landmarks_agree() -> None:
+    """One disc, found on the copy: in the crop all three ways lead to the same place."""
+    width, height, copy_w, copy_h = 2000, 1500, 1000, 750
+    disc = make_region(copy_w, copy_h, (600, 300, 680, 400))
+    plan = plan_crop(disc, width, height, POLICY)
+    region_crop = shrink_region(upscale_region(disc, plan), plan)
+    map_crop = cut_copy_to_crop(disc, plan)
+    scale, offset = plan.affine_from_copy(copy_w, copy_h)
+    centre = (640.5 * scale[0] + offset[0], 350.5 * scale[1] + offset[1])
+    for found in (region_crop, map_crop):
+        rows, columns = np.nonzero(found > 127)
+        assert columns.mean() + 0.5 == pytest.approx(centre[0], abs=0.6)
+        assert rows.mean() + 0.5 == pytest.approx(centre[1], abs=0.6)
+
+
+def test_upscaled_edges_are_smooth_not_blocky() -> None:
+    """A disc from a copy eight times smaller stays closer to the disc than blocks would."""
+    size = 2000
+    truth = make_region(size, size, (400, 400, 1600, 1600))
+    copy = np.where(cv2.resize(truth, (250, 250), interpolation=cv2.INTER_AREA) > 127, 255, 0)
+    copy = copy.astype(np.uint8)
+    plan = plan_crop(copy, size, size, POLICY)
+    x0, y0, x1, y1 = plan.box
+    wanted = truth[y0:y1, x0:x1]
+    blocks = np.kron(copy, np.ones((8, 8), np.uint8))[y0:y1, x0:x1]
+    wrong = np.count_nonzero(upscale_region(copy, plan) != wanted)
+    assert wrong < 0.5 * np.count_nonzero(blocks != wanted)
+
+
+def test_soft_region_stays_soft() -> None:
+    soft = np.tile(np.linspace(0, 255, 100).astype(np.uint8), (80, 1))
+    plan = plan_crop(soft, 400, 320, POLICY)
+    assert len(np.unique(upscale_region(soft, plan))) > 200
+
+
+def test_region_at_full_size_is_taken_as_it_is() -> None:
+    region = (np.random.default_rng(0).random((90, 120)) > 0.5).astype(np.uint8) * 255
+    plan = plan_crop(region, 120, 90, POLICY)
+    x0, y0, x1, y1 = plan.box
+    assert np.array_equal(upscale_region(region, plan), region[y0:y1, x0:x1])
+
+
+def test_one_pixel_line_survives_both_ways() -> None:
+    """Spectacle frames are that thin on the copy."""
+    line = np.zeros((200, 200), np.uint8)
+    line[100, 40:160] = 255
+    plan = plan_crop(line, 1000, 1000, POLICY)
+    assert upscale_region(line, plan).any(axis=0).sum() > 550
+    wide = np.zeros((4000, 4000), np.uint8)
+    wide[2000, 100:3900] = 255
+    plan = plan_crop(wide, 4000, 4000, POLICY)
+    assert shrink_region(upscale_region(wide, plan), plan).any()
