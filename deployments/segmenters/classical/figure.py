@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from deployments.segmenters.classical.barrier import Float32Array
 from deployments.segmenters.classical.headmarks import Head
 from serve.messages import Point, UInt8Array
 
@@ -17,7 +18,7 @@ OUTLINE = (
     *((0.95, 6.2), (0.8, 8.8)),
 )
 """Right half of the likely body: (right of the spine, below the eyes)."""
-CORE = ((0.2, 0.8), (0.55, 1.4), (0.5, 3.2))
+CORE = ((0.15, 0.8), (0.35, 1.4), (0.3, 2.4))
 """Right half of what is body in almost any pose."""
 
 
@@ -50,26 +51,26 @@ def draw_half(mask_hw: UInt8Array, figure: Figure, half: tuple[Point, ...], valu
     cv2.fillPoly(mask_hw, [np.array(right + left, np.int32)], value)
 
 
-def seed_labels(shape: tuple[int, int], head: Head, figure: Figure) -> UInt8Array:
-    """GrabCut labels (H, W): surely and probably the person, surely and probably not."""
+def prior_odds(shape: tuple[int, ...], head: Head | None, figure: Figure) -> Float32Array:
+    """Log odds (H, W) that a pixel is the person, from proportions alone; large where certain."""
+    unit = figure.unit_px
     rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
-    aside = np.abs(columns - figure.neck_x) / figure.unit_px
-    below = (rows - figure.eyes[1]) / figure.unit_px
-    labels = np.full(shape, cv2.GC_PR_BGD, np.uint8)
-    labels[(below < -1.5) | (aside > 3.6) | ((aside > 2.2) & (below < -0.3))] = cv2.GC_BGD
-    rim = max(2, shape[1] // 80)
-    border = np.ones(shape, bool)
-    border[rim:, rim:-rim] = False
-    labels[border & (below < 0.6)] = cv2.GC_BGD
-    likely = np.zeros(shape, np.uint8)
+    aside = np.abs(columns - figure.neck_x) / unit
+    below = (rows - figure.eyes[1]) / unit
+    likely, certain = np.zeros(shape[:2], np.uint8), np.zeros(shape[:2], np.uint8)
     draw_half(likely, figure, OUTLINE, 1)
-    _draw_oval(likely, head, 0.0, (1.05, 1.5))
-    labels[likely > 0] = cv2.GC_PR_FGD
-    certain = np.zeros(shape, np.uint8)
     draw_half(certain, figure, CORE, 1)
-    _draw_oval(certain, head, 0.15, (0.6, 0.9))
-    labels[certain > 0] = cv2.GC_FGD
-    return labels
+    if head is not None:
+        _draw_oval(likely, head, -0.05, (1.05, 1.5))
+        _draw_oval(certain, head, 0.15, (0.6, 0.9))
+    inside = cv2.distanceTransform(likely, cv2.DIST_L2, 3) / unit
+    outside = cv2.distanceTransform(1 - likely, cv2.DIST_L2, 3) / unit
+    odds = np.where(
+        likely > 0, 0.3 + 2.0 * np.minimum(inside, 0.6), -0.3 - 2.2 * np.minimum(outside, 2.0)
+    )
+    odds[certain > 0] = 5.0
+    odds[(below < -1.5) | (aside > 3.6) | ((aside > 2.2) & (below < -0.3))] = -5.0
+    return odds.astype(np.float32)
 
 
 def _draw_oval(mask_hw: UInt8Array, head: Head, below: float, axes: tuple[float, float]) -> None:

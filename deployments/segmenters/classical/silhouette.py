@@ -3,12 +3,14 @@
 import cv2
 import numpy as np
 
-from deployments.segmenters.classical.figure import Figure, seed_labels
+from deployments.segmenters.classical.barrier import Float32Array, border_seeds
+from deployments.segmenters.classical.belief import CERTAIN, guided, weigh
+from deployments.segmenters.classical.figure import Figure, prior_odds
 from deployments.segmenters.classical.headmarks import Head
 from serve.messages import UInt8Array
 
 CUT_SIDE_PX = 256
-ITERATIONS = 4
+ITERATIONS = 2
 SEED = 20
 EDGE_EPSILON = 1e-4
 
@@ -20,20 +22,29 @@ def cut_silhouette(image_hwc: UInt8Array, head: Head, figure: Figure) -> UInt8Ar
         (H, W): 255 on the person, 0 off it, soft along the edge.
     """
     scale = min(1.0, CUT_SIDE_PX / max(image_hwc.shape[:2]))
-    small = _resized(image_hwc, scale)
-    labels = seed_labels(small.shape[:2], scale_head(head, scale), scale_figure(figure, scale))
-    body = cut(small, labels)
-    certain = (labels == cv2.GC_FGD).astype(np.uint8)
-    return refine(image_hwc, keep_person(body, certain))
+    lab = cv2.cvtColor(_resized(image_hwc, scale), cv2.COLOR_RGB2Lab)
+    lab_hwc = np.asarray(lab, np.uint8)
+    head, figure = scale_head(head, scale), scale_figure(figure, scale)
+    prior = prior_odds(lab_hwc.shape, head, figure)
+    background = border_seeds(lab_hwc, int(figure.row(0.6))) | (prior < -CERTAIN)
+    belief, prior = weigh(lab_hwc, prior, background & (prior < CERTAIN))
+    body = cut(lab_hwc, belief, prior)
+    return refine(image_hwc, keep_person(body, (prior > CERTAIN).astype(np.uint8)))
 
 
-def cut(small_hwc: UInt8Array, labels: UInt8Array) -> UInt8Array:
-    """GrabCut in Lab, seeded for repeatability; (H, W) of 0 and 1."""
-    lab = cv2.cvtColor(small_hwc, cv2.COLOR_RGB2Lab)
+def cut(lab_hwc: UInt8Array, belief_hw: Float32Array, prior_hw: Float32Array) -> UInt8Array:
+    """GrabCut started from a belief and seeded for repeatability; (H, W) of 0 and 1."""
+    labels = np.where(belief_hw > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    labels[(belief_hw > 0.95) & (prior_hw > 1.0)] = cv2.GC_FGD
+    labels[belief_hw < 0.03] = cv2.GC_BGD
+    labels[prior_hw > CERTAIN] = cv2.GC_FGD
+    if not (labels & 1).any() or (labels & 1).all():
+        return labels & 1
     cv2.setRNGSeed(SEED)
     models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(lab, labels, None, *models, ITERATIONS, cv2.GC_INIT_WITH_MASK)
-    return ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.uint8)
+    whole = (0, 0, *labels.shape[::-1])
+    cv2.grabCut(lab_hwc, labels, whole, models[0], models[1], ITERATIONS, cv2.GC_INIT_WITH_MASK)
+    return labels & 1
 
 
 def keep_person(body_hw: UInt8Array, certain_hw: UInt8Array) -> UInt8Array:
@@ -57,21 +68,12 @@ def _fill_small_holes(body_hw: UInt8Array) -> UInt8Array:
 
 
 def refine(image_hwc: UInt8Array, body_hw: UInt8Array) -> UInt8Array:
-    """Bring a small cut to full size and let its edge follow the picture's (guided filter)."""
+    """Bring a small cut to full size and let its edge follow the picture's."""
     height, width = image_hwc.shape[:2]
     scale = max(image_hwc.shape[:2]) / max(body_hw.shape)
     mask = cv2.resize(body_hw.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     guide = cv2.cvtColor(image_hwc, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
-    size = (2 * int(1.5 * scale) + 1,) * 2
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return np.asarray(cv2.blur(values, size))
-
-    mean_guide, mean_mask = mean(guide), mean(mask)
-    slope = (mean(guide * mask) - mean_guide * mean_mask) / (
-        mean(guide * guide) - mean_guide**2 + EDGE_EPSILON
-    )
-    soft = mean(slope) * guide + mean(mean_mask - slope * mean_guide)
+    soft = guided(guide, np.asarray(mask, np.float32), int(1.5 * scale), EDGE_EPSILON)
     soft = np.clip((soft - 0.5) * 1.6 + 0.5, 0.0, 1.0)
     return np.asarray(np.rint(soft * 255.0), np.uint8)
 
