@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from serve.errors import ImageTooLarge, InvalidImage
 from serve.imaging.decode import DecodedImage, decode_image
 from serve.imaging.limits import ImageLimits
-from tests.pictures import (
+from tests.image_files import (
     add_png_chunk,
     build_cmyk_profile,
     build_exif,

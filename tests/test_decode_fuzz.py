@@ -9,7 +9,7 @@ from PIL import Image
 from serve.errors import RequestError
 from serve.imaging.decode import decode_image
 from serve.imaging.limits import ImageLimits
-from tests.pictures import build_exif, build_profile, encode_png16, make_rgb, save
+from tests.image_files import build_exif, build_profile, encode_png16, make_rgb, save
 
 RGB = make_rgb(48, 32)
 EXIF = b"Exif\x00\x00" + build_exif(6, b"thumbnail" * 4)

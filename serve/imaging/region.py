@@ -161,7 +161,7 @@ def cut_copy_to_crop(copy: UInt8Array, plan: CropPlan) -> UInt8Array:
     return _cut_from_copy(copy, plan, (plan.crop_w_px, plan.crop_h_px), cv2.INTER_LINEAR)
 
 
-def _cut_from_copy(copy: UInt8Array, plan: CropPlan, size: tuple[int, int], how: int) -> UInt8Array:
+def _cut_from_copy(copy: Any, plan: CropPlan, size: tuple[int, int], how: int) -> UInt8Array:
     copy_h_px, copy_w_px = copy.shape[:2]
     step_x = plan.box_w_px / size[0] * copy_w_px / plan.image_w_px
     step_y = plan.box_h_px / size[1] * copy_h_px / plan.image_h_px
