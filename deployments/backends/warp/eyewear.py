@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.backends.warp.cutout import cut_out
-from deployments.backends.warp.headpose import HeadPose, find_head
+from deployments.backends.warp.headpose import HeadPose, find_head, with_measured_turn
 from deployments.backends.warp.spectacles import Spectacles, read_spectacles
 from deployments.backends.warp.window import cut_window, find_window, paste_window
 from serve.messages import ExpertRequest, UInt8Array
@@ -26,6 +26,8 @@ WRAP = 0.10
 TEMPLE_SHOWN = 0.68
 """Share of a temple from hinge to ear; the rest bends down behind the ear."""
 SEE_THROUGH = 0.18
+FAR_SIDE = np.radians(3.0)
+"""Turned away by more than this, a side of the head hides its temple."""
 EAR_SEEN = 0.2
 """Least share of skin around an ear that is not under hair."""
 LENS_SHADE = 0.55
@@ -61,6 +63,7 @@ def wear_eyewear(request: ExpertRequest, rng: np.random.Generator) -> tuple[UInt
         GenerationFailed: the product picture shows nothing but background.
     """
     head = find_head(request.landmarks, request.region_hw, "eyes")
+    head = with_measured_turn(head, request.crop_hwc)
     x, y = head.middle
     window = find_window(request.region_hw, (float(x), float(y)), 3.2 * head.eye_distance_px + 8)
     if window is None:
@@ -126,6 +129,8 @@ def _temple(
     request: ExpertRequest, glasses: Spectacles, head: HeadPose, fit: _Fit, side: int
 ) -> _Layer | None:
     """The temple on one side of the picture (-1 left), where the turn of the head shows it."""
+    if side * head.yaw > FAR_SIDE:
+        return None
     hinge, ear = _hinge(glasses, head, fit, side), _ear(request, head, side)
     along = (ear - hinge) @ head.across * side
     if along < 0.1 * head.eye_distance_px:
@@ -192,7 +197,7 @@ def _ear(request: ExpertRequest, head: HeadPose, side: int) -> FloatArray:
     )
     off = seen - guess
     distance = max(float(np.linalg.norm(off)), 1e-6)
-    return guess + off * min(1.0, 0.4 * frontal_px / distance)
+    return guess + off * min(1.0, 0.25 * frontal_px / distance)
 
 
 def _temple_image(glasses: Spectacles) -> UInt8Array:
@@ -262,11 +267,9 @@ def _shadow(request: ExpertRequest, cover: Float32Array, head: HeadPose) -> Floa
 
 def _scene_gain(request: ExpertRequest, head: HeadPose) -> Float32Array:
     """What studio light must be multiplied by, per channel, to sit in this scene."""
-    reach = 1.3 * head.eye_distance_px
-    x, y = head.axes(request.region_hw.shape, head.middle + head.down * 0.4 * head.eye_distance_px)
-    face = (np.abs(x) < 0.9 * reach) & (np.abs(y) < reach)
-    if request.silhouette_hw is not None:
-        face &= request.silhouette_hw > 127
+    eyes_px = head.eye_distance_px
+    x, y = head.axes(request.region_hw.shape)
+    face = (np.abs(x) < 0.6 * eyes_px) & (y > -0.2 * eyes_px) & (y < 1.0 * eyes_px)
     if face.sum() < 16:
         return np.ones(3, np.float32)
     light = request.crop_hwc[face].astype(np.float32)

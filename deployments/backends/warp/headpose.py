@@ -15,7 +15,10 @@ Float32Array = NDArray[np.float32]
 NOSE_REACH = 0.52
 """Nose tip before the plane of the eyes, in eye distances: about 33 of 63 mm."""
 MAX_YAW = np.radians(50.0)
-FEATURES = ("left_eye", "right_eye", "nose", "mouth", "chin")
+UNTURNED = np.radians(8.0)
+"""A yaw below this may be no more than a guessed nose."""
+TURN_PER_ASYMMETRY = 1.3
+"""Radians of yaw per (near - far) / (near + far) of the cheeks: fitted by eye on six portraits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,35 @@ def find_head(
     if landmarks.face is not None:
         return _from_box(landmarks.face)
     return _from_region(region_hw, region)
+
+
+def with_measured_turn(head: HeadPose, crop_hwc: UInt8Array) -> HeadPose:
+    """Correct the yaw by how far the skin reaches to either side: the nose alone is a weak sign."""
+    reach_a, reach_b = (_skin_reach(crop_hwc, head, side) for side in (-1.0, 1.0))
+    if reach_a + reach_b <= 0.0:
+        return head
+    seen = TURN_PER_ASYMMETRY * (reach_a - reach_b) / (reach_a + reach_b)
+    seen = float(np.sign(seen) * max(abs(seen) - 0.05, 0.0))
+    yaw = seen if abs(head.yaw) < UNTURNED else (seen + head.yaw) / 2
+    return replace(head, yaw=float(np.clip(yaw, -MAX_YAW, MAX_YAW)))
+
+
+def _skin_reach(crop_hwc: UInt8Array, head: HeadPose, side: float) -> float:
+    """Pixels from the middle of the face to where the skin of the cheek ends, on one side."""
+    eyes_px = head.eye_distance_px
+    out = np.linspace(0.0, 1.7, 86)
+    down = np.linspace(0.15, 0.6, 10)[:, None, None]
+    at = head.middle + eyes_px * (down * head.down + side * out[None, :, None] * head.across)
+    map_x, map_y = (np.ascontiguousarray(at[..., k], np.float32) for k in (0, 1))
+    rgb = cv2.remap(crop_hwc, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    lab = cv2.cvtColor(rgb.astype(np.float32) / 255.0, cv2.COLOR_RGB2LAB)
+    off = np.abs(lab - np.median(lab[:, 15:35].reshape(-1, 3), axis=0)) / (30.0, 10.0, 12.0)
+    bare = (off.max(-1) > 1.0).astype(np.float32)
+    # A run of five samples, a tenth of the eye distance, ends the cheek; a freckle does not.
+    ended = cv2.blur(bare, (5, 1), anchor=(0, 0)) > 0.9
+    ended[:, :23] = False
+    ends = np.where(ended.any(1), ended.argmax(1), len(out) - 1)
+    return float(np.median(out[ends])) * eyes_px
 
 
 def face_features(landmarks: Landmarks, head: HeadPose) -> dict[str, FloatArray]:
