@@ -32,7 +32,7 @@ class SegmenterReplica:
             raise outcome
         return outcome
 
-    @rayserve.batch
+    @rayserve.batch  # type: ignore[untyped-decorator]  # Ray ships no types that survive --strict
     async def _batched(self, batch: list[SegmentRequest]) -> list[SegmentReply | Sm4llError]:
         # Errors are values here: raised, one would fail every request of the batch.
         loop = asyncio.get_running_loop()

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
+import httpx2
 
 from serve.schemas import ModelList, Problem, Readiness, Receipt, TryOnAnswer, TryOnOptions
 
-TIMEOUT = httpx.Timeout(120.0, connect=5.0)
+TIMEOUT = httpx2.Timeout(120.0, connect=5.0)
 
 
 class ApiError(Exception):
@@ -50,11 +50,11 @@ class Client:
     """
 
     def __init__(
-        self, url: str, api_key: str | None = None, transport: httpx.BaseTransport | None = None
+        self, url: str, api_key: str | None = None, transport: httpx2.BaseTransport | None = None
     ):
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(
+        self._http = httpx2.Client(
             base_url=self.url, headers=headers, timeout=TIMEOUT, transport=transport
         )
 
@@ -100,7 +100,7 @@ class Client:
         product: bytes,
         mask: bytes | None,
         accept: str,
-    ) -> httpx.Response:
+    ) -> httpx2.Response:
         files = {"person": person, "product": product, "mask": mask}
         return self._send(
             "POST",
@@ -119,13 +119,13 @@ class Client:
         try:
             response = self._http.get("/readyz")
             return Readiness.model_validate_json(response.content)
-        except (httpx.TransportError, ValueError):
+        except (httpx2.TransportError, ValueError):
             return Readiness(ready=False, waiting_for=("the API",))
 
-    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
         try:
             response = self._http.request(method, path, **arguments)
-        except httpx.TransportError as exc:
+        except httpx2.TransportError as exc:
             raise ApiUnreachable(f"{self.url}: {exc or type(exc).__name__}") from exc
         if response.is_success:
             return response

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import httpx
+import httpx2
 import numpy as np
 from ray import serve as rayserve
 from rich.console import Console
@@ -108,7 +108,7 @@ def make_bodies(num_bytes: int) -> Bodies:
 
 def write_request(url: str, path: str, bodies: Bodies, version: str, file: Path) -> None:
     """The whole HTTP request as bytes, the same multipart body for echo and try-on."""
-    request = httpx.Request(
+    request = httpx2.Request(
         "POST",
         url + path,
         data={"expert": "top", "version": version},
@@ -156,7 +156,7 @@ def stages(url: str, request: Path, path: str) -> str:
     head, _, body = request.read_bytes().partition(b"\r\n\r\n")
     lines = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
     kept = {name: value for name, value in lines.items() if name == "content-type"}
-    answers = [httpx.post(url + path, content=body, headers=kept, timeout=60) for _ in range(5)]
+    answers = [httpx2.post(url + path, content=body, headers=kept, timeout=60) for _ in range(5)]
     return answers[-1].headers.get("server-timing", "")
 
 

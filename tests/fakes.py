@@ -1,0 +1,56 @@
+"""The product in one process: the real pipeline, segmenter and backends, with Ray left out."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from deployments.bundle import load_family
+from deployments.expert import ExpertReplica
+from deployments.segmenters.registry import create_segmenter
+from serve.api.app import build_api
+from serve.api.models import State
+from serve.catalog import Catalog
+from serve.errors import Sm4llError
+from serve.imaging.limits import ImageLimits
+from serve.messages import SegmentReply, SegmentRequest
+from serve.pipeline import Pipeline
+
+
+def build_local_api(family_file: Path, timeout_s: float | None = None) -> FastAPI:
+    """The API as the router builds it, on direct calls instead of handles."""
+    family, bundles = load_family(family_file)
+    if timeout_s is not None:
+        router = family.router.model_copy(update={"default_timeout_s": timeout_s})
+        family = family.model_copy(update={"router": router})
+    catalog = Catalog(family, bundles)
+    segmenter = create_segmenter("classical", 2**26)
+    segmenter.load()
+    replicas = {version: ExpertReplica(bundle) for version, bundle in bundles.items()}
+
+    async def segment(request: SegmentRequest) -> SegmentReply:
+        (outcome,) = await asyncio.to_thread(segmenter.segment, [request])
+        if isinstance(outcome, Sm4llError):
+            raise outcome
+        return outcome
+
+    async def read_states() -> Mapping[str, State]:
+        return {version: "ready" for version in bundles}
+
+    async def read_waiting() -> tuple[str, ...]:
+        return ()
+
+    limits = ImageLimits()
+    pipeline = Pipeline(
+        catalog=catalog,
+        segment=segment,
+        experts={version: replica.generate for version, replica in replicas.items()},
+        threads=ThreadPoolExecutor(2),
+        limits=limits,
+    )
+    return build_api(
+        catalog, pipeline, limits, read_states, read_waiting, logging.getLogger("tests")
+    )

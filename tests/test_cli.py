@@ -1,0 +1,169 @@
+"""The command line as a person uses it: every command in its own process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve.client import Client
+from serve.demo.cases import demo_cases
+from serve.local import free_port
+from tests.pictures import encoded, photo
+
+SM4LL = (sys.executable, "-m", "serve.cli")
+EYE = next(case for case in demo_cases() if case.expert == "eye")
+BENCH_FAMILY = Path(__file__).parent / "bench" / "family.yaml"
+
+
+def sm4ll(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*SM4LL, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environ},
+    )
+
+
+@pytest.mark.parametrize(
+    "command", ["up", "down", "tryon", "experts", "demo", "bench gateway", "version"]
+)
+def test_every_command_explains_itself(command: str) -> None:
+    answer = sm4ll(*command.split(), "--help")
+    assert answer.returncode == 0
+    assert len(answer.stdout.splitlines()) > 3
+
+
+def test_nothing_at_the_address_says_how_to_start_it(tmp_path: Path) -> None:
+    answer = sm4ll("experts", "--url", "http://127.0.0.1:1")
+    assert answer.returncode == 1
+    assert "sm4ll up" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_unknown_file_ending_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    answer = sm4ll(
+        *("tryon", "--expert", "eye", "--person", str(EYE.person_path)),
+        *("--product", str(EYE.product_path), "-o", str(tmp_path / "out.bmp")),
+    )
+    assert answer.returncode == 2
+    assert ".png" in answer.stderr
+
+
+def test_missing_family_is_named() -> None:
+    answer = sm4ll("up", "--port", "18999", "--family", "nowhere.yaml")
+    assert answer.returncode == 1
+    assert "nowhere.yaml" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_down_without_up_says_so(tmp_path: Path) -> None:
+    answer = sm4ll("down", "--port", "18998", SM4LL_STATE_DIR=str(tmp_path))
+    assert answer.returncode == 1
+
+
+@pytest.mark.ray
+def test_tryon_writes_the_picture_and_says_what_it_is(api: Client, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    answer = sm4ll(
+        *("tryon", "--expert", "eye", "--person", str(EYE.person_path)),
+        *("--product", str(EYE.product_path), "-o", str(out), "--url", api.url),
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert "outside max diff 0" in answer.stdout
+    assert "preview" in answer.stdout
+
+
+@pytest.mark.ray
+def test_refusal_is_said_in_words_with_a_remedy(api: Client, tmp_path: Path) -> None:
+    scene = tmp_path / "scene.png"
+    scene.write_bytes(encoded(photo()))
+    answer = sm4ll(
+        *("tryon", "--expert", "eye", "--person", str(scene)),
+        *("--product", str(EYE.product_path), "-o", str(tmp_path / "o.png"), "--url", api.url),
+    )
+    assert answer.returncode == 1
+    assert "subject_not_found" in answer.stderr
+    assert "What helps" in answer.stderr
+
+
+@pytest.mark.ray
+def test_experts_lists_version_backend_and_licence(api: Client) -> None:
+    answer = sm4ll("experts", "--url", api.url, COLUMNS="160")
+    assert answer.returncode == 0
+    for words in ("eye@1", "bg@1", "warp (preview)", "no weights"):
+        assert words in answer.stdout
+
+
+def children(pid: int) -> set[int]:
+    """Every process below one, by /proc."""
+    found: set[int] = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == pid:
+            child = int(stat.parent.name)
+            found |= {child} | children(child)
+    return found
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def wait_until_gone(pids: set[int], timeout_s: float) -> set[int]:
+    give_up_s = time.monotonic() + timeout_s
+    while (left := {pid for pid in pids if is_running(pid)}) and time.monotonic() < give_up_s:
+        os.sched_yield()
+    return left
+
+
+@pytest.fixture
+def up() -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    port = free_port()
+    process = subprocess.Popen(
+        [*SM4LL, "up", "--port", str(port), "--family", str(BENCH_FAMILY)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if "curl" in line:
+            break
+    yield process, f"http://127.0.0.1:{port}", said
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.ray
+def test_ctrl_c_stops_everything_that_up_started(
+    up: tuple[subprocess.Popen[str], str, str],
+) -> None:
+    process, url, said = up
+    assert f"Ready at {url}" in said, said
+    assert "deployments run" in said
+    with Client(url) as client:
+        assert client.readiness().ready
+    started = children(process.pid)
+    assert len(started) > 5
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert wait_until_gone(started, 10) == set()
