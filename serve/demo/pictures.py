@@ -54,7 +54,8 @@ def write_case_pictures(
     product = _write(out_dir, f"{stem}_product{case.product_path.suffix}", case.product_path)
     region = result = None
     if region_png is not None:
-        overlay = encode_jpeg(draw_region(Image.open(case.person_path), region_png))
+        with Image.open(case.person_path) as image:
+            overlay = encode_jpeg(draw_region(image, region_png))
         region = _write(out_dir, f"{stem}_region.jpg", overlay)
     if result_png is not None:
         suffix = f".{Image.open(BytesIO(result_png)).format or 'png'}".lower()
