@@ -15,21 +15,32 @@ SEED = 20
 EDGE_EPSILON = 1e-4
 
 
-def cut_silhouette(image_hwc: UInt8Array, head: Head, figure: Figure) -> UInt8Array:
-    """Separate the person with this head from the background.
+def cut_silhouette(image_hwc: UInt8Array, head: Head | None, figure: Figure) -> UInt8Array:
+    """Separate the person with this head or figure from the background.
 
     Returns:
         (H, W): 255 on the person, 0 off it, soft along the edge.
     """
+    lab, scale = reduce_lab(image_hwc)
+    small_head = None if head is None else scale_head(head, scale)
+    small_figure = scale_figure(figure, scale)
+    prior = prior_odds(lab.shape, small_head, small_figure)
+    background = border_seeds(lab, int(small_figure.row(0.6))) | (prior < -CERTAIN)
+    belief, prior = weigh(lab, prior, background & (prior < CERTAIN))
+    return refine(image_hwc, cut_person(lab, belief, prior))
+
+
+def reduce_lab(image_hwc: UInt8Array) -> tuple[UInt8Array, float]:
+    """The picture in Lab at the size it is cut at, and its scale."""
     scale = min(1.0, CUT_SIDE_PX / max(image_hwc.shape[:2]))
-    lab = cv2.cvtColor(_resized(image_hwc, scale), cv2.COLOR_RGB2Lab)
-    lab_hwc = np.asarray(lab, np.uint8)
-    head, figure = scale_head(head, scale), scale_figure(figure, scale)
-    prior = prior_odds(lab_hwc.shape, head, figure)
-    background = border_seeds(lab_hwc, int(figure.row(0.6))) | (prior < -CERTAIN)
-    belief, prior = weigh(lab_hwc, prior, background & (prior < CERTAIN))
-    body = cut(lab_hwc, belief, prior)
-    return refine(image_hwc, keep_person(body, (prior > CERTAIN).astype(np.uint8)))
+    small = cv2.resize(image_hwc, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2Lab), np.uint8), scale
+
+
+def cut_person(lab_hwc: UInt8Array, belief_hw: Float32Array, prior_hw: Float32Array) -> UInt8Array:
+    """Cut at reduced size and keep what hangs together; (H, W) of 0 and 1."""
+    body = cut(lab_hwc, belief_hw, prior_hw)
+    return keep_person(body, (prior_hw > CERTAIN).astype(np.uint8))
 
 
 def cut(lab_hwc: UInt8Array, belief_hw: Float32Array, prior_hw: Float32Array) -> UInt8Array:
@@ -39,12 +50,12 @@ def cut(lab_hwc: UInt8Array, belief_hw: Float32Array, prior_hw: Float32Array) ->
     labels[belief_hw < 0.03] = cv2.GC_BGD
     labels[prior_hw > CERTAIN] = cv2.GC_FGD
     if not (labels & 1).any() or (labels & 1).all():
-        return labels & 1
+        return np.asarray(labels & 1, np.uint8)
     cv2.setRNGSeed(SEED)
     models = np.zeros((1, 65)), np.zeros((1, 65))
     whole = (0, 0, *labels.shape[::-1])
     cv2.grabCut(lab_hwc, labels, whole, models[0], models[1], ITERATIONS, cv2.GC_INIT_WITH_MASK)
-    return labels & 1
+    return np.asarray(labels & 1, np.uint8)
 
 
 def keep_person(body_hw: UInt8Array, certain_hw: UInt8Array) -> UInt8Array:
@@ -86,8 +97,3 @@ def scale_head(head: Head, scale: float) -> Head:
 def scale_figure(figure: Figure, scale: float) -> Figure:
     eyes = figure.eyes[0] * scale, figure.eyes[1] * scale
     return Figure(eyes, figure.neck_x * scale, figure.unit_px * scale)
-
-
-def _resized(image_hwc: UInt8Array, scale: float) -> UInt8Array:
-    small = cv2.resize(image_hwc, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.uint8)
