@@ -1,0 +1,164 @@
+"""Dresses a person in a top, a bottom or a dress by bending the product along the body."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments.backends.warp.body import Body, find_body
+from deployments.backends.warp.complexion import limb_mask
+from deployments.backends.warp.cutout import cut_out
+from deployments.backends.warp.fit import Part, fit_lower, fit_region, fit_upper
+from deployments.backends.warp.light import composite, fold_shading, scene_gain, scene_tint, shade
+from deployments.backends.warp.mesh import FloatArray, densify, over, warp
+from deployments.backends.warp.outline import read_lower, read_upper
+from deployments.backends.warp.undress import Wearer, read_wearer, uncover
+from serve.messages import Expert, ExpertRequest, UInt8Array
+
+BoolArray = NDArray[np.bool_]
+
+
+def dress_garment(
+    request: ExpertRequest, expert: Expert, rng: np.random.Generator
+) -> tuple[UInt8Array, UInt8Array]:
+    """Put the product on the person.
+
+    Args:
+        expert: top, bottom or dress.
+        rng: unused: the same inputs give the same picture whatever the seed.
+
+    Returns:
+        (H, W, 3) the crop with the garment on, and (H, W) its change in [0, 255]; both leave the
+        crop as it was where the region is 0.
+
+    Raises:
+        GenerationFailed: the product picture shows no product.
+    """
+    product = cut_out(request.product_hwc)
+    body = find_body(request.landmarks)
+    if body is None or request.silhouette_hw is None or not request.silhouette_hw.any():
+        return _dress_region(request, product)
+    wearer = read_wearer(request, body, expert)
+    parts = place_garment(product, expert, body, request)
+    layer = _draw_in_order(parts, wearer, body, expert)
+    layer = _light(layer, request, wearer.cloth_hw, wearer.person_hw, body.unit_px)
+    allowed = request.region_hw.astype(np.float32) / 255.0
+    base, change = uncover(request, wearer, body, layer[..., 3] / 255.0)
+    return _finish(request, base, layer, np.maximum(change, layer[..., 3] / 255.0), allowed)
+
+
+def _dress_region(request: ExpertRequest, product: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
+    region = request.region_hw > 0
+    height, width = region.shape
+    if not region.any():
+        return request.crop_hwc.copy(), np.zeros((height, width), np.uint8)
+    layer = draw_parts(fit_region(product, request.region_hw), (height, width))
+    unit = float(np.sqrt(region.sum()) / 2)
+    layer = _light(layer, request, region, region, unit)
+    allowed = request.region_hw.astype(np.float32) / 255.0
+    return _finish(request, request.crop_hwc, layer, layer[..., 3] / 255.0, allowed)
+
+
+def _finish(
+    request: ExpertRequest,
+    base_hwc: UInt8Array,
+    layer: FloatArray,
+    change: FloatArray,
+    allowed: FloatArray,
+) -> tuple[UInt8Array, UInt8Array]:
+    rgb = layer[..., :3] / np.maximum(layer[..., 3:], 1e-3) * 255.0
+    dressed = composite(base_hwc, rgb, layer[..., 3] / 255.0)
+    image = composite(request.crop_hwc, dressed.astype(np.float32), allowed)
+    alpha = np.rint(change.clip(0, 1) * allowed * 255.0).astype(np.uint8)
+    return np.where(alpha[..., None] > 0, image, request.crop_hwc), alpha
+
+
+def place_garment(
+    product_hwc: UInt8Array, expert: Expert, body: Body, request: ExpertRequest
+) -> list[Part]:
+    """Where the parts of the product fall."""
+    if expert == "bottom":
+        return fit_lower(product_hwc, read_lower(product_hwc), body, request.silhouette_hw)
+    outline = read_upper(product_hwc, expert == "dress")
+    return fit_upper(product_hwc, outline, body, request.silhouette_hw, expert == "dress")
+
+
+def draw_parts(parts: list[Part], size_hw: tuple[int, int]) -> FloatArray:
+    """(H, W, 4) premultiplied; later parts in front."""
+    drawn = np.zeros((*size_hw, 4), np.float32)
+    for part in parts:
+        rows, columns = part.source.shape[:2]
+        grids = [
+            densify(grid, 2 * rows - 1, 2 * columns - 1) for grid in (part.source, part.target)
+        ]
+        drawn = over(warp(part.product_hwc, *grids, size_hw), drawn)
+    return drawn
+
+
+def _draw_in_order(parts: list[Part], wearer: Wearer, body: Body, expert: Expert) -> FloatArray:
+    """Body of the garment, then bare arms and hands, then sleeves."""
+    size = (wearer.person_hw.shape[0], wearer.person_hw.shape[1])
+    behind = [part for part in parts if not part.is_sleeve]
+    front = [part for part in parts if part.is_sleeve]
+    layer = draw_parts(behind, size)
+    hands = _feather(wearer.skin_hw & _hands(body, size, has_sleeves=bool(front)), body.unit_px)
+    arms = _feather(wearer.skin_hw & _forearms(body, size), body.unit_px)
+    layer *= (1.0 - np.maximum(hands, arms))[..., None]
+    layer = over(draw_parts(front, size) * (1.0 - hands)[..., None], layer)
+    if expert != "bottom":
+        layer *= (1.0 - _face(body, wearer, size))[..., None]
+    return layer
+
+
+def _feather(mask_hw: BoolArray, unit_px: float) -> FloatArray:
+    sigma = max(0.7, 0.006 * unit_px)
+    return np.asarray(cv2.GaussianBlur(mask_hw.astype(np.float32), (0, 0), sigma), np.float32)
+
+
+def _forearms(body: Body, size: tuple[int, int]) -> BoolArray:
+    """From the middle of the upper arm: above, a strap or a sleeveless shoulder lies on the arm."""
+    unit = body.unit_px
+    mask = np.zeros(size, bool)
+    for shoulder, elbow, wrist in body.arms:
+        joints = [0.4 * shoulder + 0.6 * elbow, elbow, wrist]
+        mask |= limb_mask(size, joints, (0.2 * unit, 0.2 * unit, 0.16 * unit))
+    return mask | _hands(body, size, has_sleeves=False)
+
+
+def _hands(body: Body, size: tuple[int, int], has_sleeves: bool) -> BoolArray:
+    unit = body.unit_px
+    mask = np.zeros(size, bool)
+    for _, elbow, wrist in body.arms:
+        forearm = wrist - elbow
+        along = forearm / max(float(np.linalg.norm(forearm)), 1e-6) * unit
+        start = wrist + (0.12 if has_sleeves else 0.0) * along
+        mask |= limb_mask(size, [start, wrist + 0.45 * along], (0.16 * unit, 0.24 * unit))
+    return mask
+
+
+def _face(body: Body, wearer: Wearer, size: tuple[int, int]) -> FloatArray:
+    """Chin and all above it stay in front of any collar."""
+    unit = body.unit_px
+    up = body.chin - body.neck
+    up = up / max(float(np.linalg.norm(up)), 1e-6)
+    face = limb_mask(
+        size, [body.chin + 0.15 * unit * up, body.chin + 0.6 * unit * up], (0.2 * unit, 0.3 * unit)
+    )
+    return _feather(face & wearer.person_hw, unit)
+
+
+def _light(
+    layer: FloatArray,
+    request: ExpertRequest,
+    cloth_hw: BoolArray,
+    person_hw: BoolArray,
+    unit_px: float,
+) -> FloatArray:
+    factor = fold_shading(request.crop_hwc, cloth_hw, unit_px)
+    # A garment turns away from us at its outline and gets darker there.
+    inside = cv2.distanceTransform((layer[..., 3] > 127).astype(np.uint8), cv2.DIST_L2, 3)
+    edge = np.clip(1.0 - inside / (0.09 * unit_px), 0.0, 1.0)
+    round_off = 1.0 - 0.16 * cv2.GaussianBlur(edge * edge, (0, 0), max(1.0, 0.02 * unit_px))
+    layer = shade(layer, factor * round_off * scene_gain(request.crop_hwc, person_hw))
+    layer[..., :3] *= scene_tint(request.crop_hwc)
+    layer[..., :3] = np.minimum(layer[..., :3], layer[..., 3:])
+    return layer
