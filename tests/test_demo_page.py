@@ -12,7 +12,7 @@ from PIL import Image
 
 from serve.demo.cases import demo_cases
 from serve.demo.page import DemoFacts, DemoReceipt, DemoResult, render_page
-from serve.demo.pictures import draw_region
+from serve.demo.pictures import TINT_RGB, draw_region
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>&amp;"
 FACTS = DemoFacts("0.1.0", "3.11.2", "2.60.0", 8, "2026-01-31 12:00 UTC", 12.34)
@@ -59,7 +59,7 @@ def _all_results() -> list[DemoResult]:
 
 
 def _failed(**texts: str) -> DemoResult:
-    return _result(ok=False, result_png=None, region_png=None, receipt=None, **texts)
+    return _result(ok=False, region_png=None, receipt=None, **texts)
 
 
 def test_every_case_is_shown_with_four_pictures(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_failed_case_shows_code_detail_and_remedy_instead_of_a_picture(tmp_path:
     assert page.text.count("subject_not_found") == 2
     assert "No face found." in page.text
     assert "Look here." in page.text
-    assert not any("_result" in name for name in page.values("src"))
+    assert list(tmp_path.glob("*_result*")) == []
     assert "0 of 1 experts" in page.text
 
 
@@ -153,6 +153,7 @@ def test_region_overlay_tints_the_region_and_nothing_else() -> None:
     overlay_hwc = np.asarray(draw_region(Image.fromarray(person_hwc), _png(region_hw)))
     changed_hw = (overlay_hwc != person_hwc).any(axis=2)
     assert np.array_equal(changed_hw, region_hw > 0)
+    assert tuple(overlay_hwc[16, 12]) == TINT_RGB != tuple(overlay_hwc[32, 24])
 
 
 def test_region_of_another_size_is_stretched_over_the_person() -> None:
