@@ -180,9 +180,10 @@ def _from_cv2(data: bytes, flags: int) -> _Stored:
         raise InvalidImage("the file is damaged or truncated", remedy="save it anew")
     if decoded.ndim == 2:
         return _Stored(cv2.cvtColor(decoded, cv2.COLOR_GRAY2RGB), None, "L")  # type: ignore[arg-type]
-    pixels: Any = cv2.cvtColor(decoded[..., :3], cv2.COLOR_BGR2RGB)
     if decoded.shape[2] == 3:
-        return _Stored(pixels, None, "RGB")
+        in_place: Any = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, dst=decoded)
+        return _Stored(in_place, None, "RGB")
+    pixels: Any = cv2.cvtColor(decoded, cv2.COLOR_BGRA2RGB)
     alpha: Any = np.ascontiguousarray(decoded[..., 3])
     return _Stored(pixels, alpha, "RGBA")
 
@@ -214,7 +215,7 @@ def _from_pillow(image: Image.Image, header: Header) -> _Stored:
         image = image.convert("L") if mode == "1" else image
         profile = header.icc_profile if space != "RGB" else None
         return _Stored(np.asarray(convert_to_srgb(image, profile)), None, mode, is_srgb=True)
-    return _Stored(np.asarray(image.convert("RGB")), None, mode)
+    return _Stored(np.asarray(image if mode == "RGB" else image.convert("RGB")), None, mode)
 
 
 def _unpremultiply(pixels: Pixels, alpha: Pixels) -> NDArray[np.uint16]:

@@ -16,7 +16,7 @@ from serve.imaging.blend import (
 )
 from serve.imaging.colour import IntBox, crop_to_srgb, from_srgb
 from serve.imaging.decode import DecodedImage, Pixels
-from serve.imaging.region import CropPlan, extract_crop, restore_crop
+from serve.imaging.region import CropPlan, extract_crop, resample, restore_crop
 
 UInt8Array = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
@@ -62,17 +62,19 @@ def paste_back(
     Returns:
         New arrays; the original is untouched.
     """
-    painted = restore_crop(generated_hwc, plan)
-    if colour_match or blend == "seamless":
-        original = crop_to_srgb(image, plan.box)
+    # Tone is corrected at the expert's size: it is smooth, and a large original stays cheap.
+    if colour_match or blend == "seamless" or (alpha_hw is None and image.alpha is not None):
+        original = extract_crop(crop_to_srgb(image, plan.box), plan)
+        inside = resample(region_box_hw, plan.crop_w_px, plan.crop_h_px)
+        if alpha_hw is None and image.alpha is not None:
+            alpha_hw = _estimate_painted(generated_hwc, original)
         if colour_match:
-            painted = match_colour(painted, original, region_box_hw)
+            generated_hwc = match_colour(generated_hwc, original, inside)
         if blend == "seamless":
-            painted = remove_seam(painted, original, region_box_hw)
+            generated_hwc = remove_seam(generated_hwc, original, inside)
+    painted = restore_crop(generated_hwc, plan)
     if feather_px is None:
         feather_px = choose_feather_px(region_box_hw, DEFAULT_FEATHER)
-    if alpha_hw is None and image.alpha is not None:
-        alpha_hw = _estimate_painted(generated_hwc, crop_to_srgb(image, plan.box), plan)
     painted_alpha = None if alpha_hw is None else restore_crop(alpha_hw, plan)
     weight = weigh_region(region_box_hw, painted_alpha, feather_px)
     pixels, alpha = _write(image, painted, weight, plan.box)
@@ -84,30 +86,31 @@ def _write(
 ) -> tuple[Pixels, Pixels | None]:
     x0, y0, x1, y1 = box
     pixels = image.pixels.copy()
-    touched = weight_hw > 0
+    alpha = None if image.alpha is None else image.alpha.copy()
     colours = from_srgb(painted_hwc, image.icc_profile, image.bit_depth)
-    new = colours[touched].astype(np.float32)
-    old = image.pixels[y0:y1, x0:x1][touched].astype(np.float32)
-    weight = weight_hw[touched][:, None]
-    if image.alpha is None:
-        pixels[y0:y1, x0:x1][touched] = np.rint(old + (new - old) * weight)
+    full = np.iinfo(pixels.dtype).max
+    target = pixels[y0:y1, x0:x1]
+    is_whole = weight_hw >= 1
+    np.copyto(target, colours, where=is_whole[..., None])
+    is_mixed = (weight_hw > 0) & ~is_whole
+    weight = weight_hw[is_mixed][:, None]
+    old, new = target[is_mixed].astype(np.float32), colours[is_mixed].astype(np.float32)
+    if alpha is None:
+        target[is_mixed] = np.rint(old + (new - old) * weight)
         return pixels, None
     # Over a transparent original the colour beneath is hidden: it must not shine through.
-    full = float(np.iinfo(pixels.dtype).max)
-    alpha = image.alpha.copy()
-    below = image.alpha[y0:y1, x0:x1][touched].astype(np.float32)[:, None] / full
-    above = weight + (1 - weight) * below
-    mixed = (new * weight + old * (1 - weight) * below) / np.maximum(above, 1e-6)
-    pixels[y0:y1, x0:x1][touched] = np.rint(mixed)
-    alpha[y0:y1, x0:x1][touched] = np.rint(above[:, 0] * full)
+    cover = alpha[y0:y1, x0:x1]
+    below = (1 - weight) * (cover[is_mixed].astype(np.float32)[:, None] / full)
+    above = weight + below
+    target[is_mixed] = np.rint((new * weight + old * below) / above)
+    cover[is_mixed] = np.rint(above[:, 0] * full)
+    cover[is_whole] = full
     return pixels, alpha
 
 
-def _estimate_painted(
-    generated_hwc: UInt8Array, original_hwc: UInt8Array, plan: CropPlan
-) -> UInt8Array:
+def _estimate_painted(generated_hwc: UInt8Array, original_hwc: UInt8Array) -> UInt8Array:
     """Where the expert changed the crop, for cut-out pictures whose background must stay clear."""
-    difference = cv2.absdiff(generated_hwc, extract_crop(original_hwc, plan)).max(axis=2)
+    difference = cv2.absdiff(generated_hwc, original_hwc).max(axis=2)
     changed = (difference > _PAINTED_LEVELS).astype(np.uint8) * np.uint8(255)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
     closed = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, kernel)

@@ -65,7 +65,7 @@ def _compare(
     for new, old in pairs:
         for y_slice, x_slice in _around(source.width, source.height, box):
             largest = max(largest, _max_difference(new[y_slice, x_slice], old[y_slice, x_slice]))
-        difference = _difference(new[y0:y1, x0:x1], old[y0:y1, x0:x1])
+        difference = _largest_channel(_difference(new[y0:y1, x0:x1], old[y0:y1, x0:x1]))
         largest = max(largest, int(difference[region_box_hw == 0].max(initial=0)))
         changed |= difference > 0
     return largest, int(np.count_nonzero(changed & (region_box_hw > 0)))
@@ -91,8 +91,16 @@ def _max_difference(new: Pixels, old: Pixels) -> int:
 
 
 def _difference(new: Pixels, old: Pixels) -> Pixels:
-    """(H, W) largest difference over the channels."""
+    """Absolute, in levels of the smaller depth; the shape of the inputs."""
     if new.dtype != old.dtype:
         new, old = reduce_depth(new), reduce_depth(old)
     difference: Any = cv2.absdiff(np.ascontiguousarray(new), np.ascontiguousarray(old))
-    return difference if difference.ndim == 2 else difference.max(axis=2)  # type: ignore[no-any-return]
+    return difference  # type: ignore[no-any-return]
+
+
+def _largest_channel(difference: Pixels) -> Pixels:
+    """(H, W) from (H, W, 3) or (H, W)."""
+    if difference.ndim == 2:
+        return difference
+    red, green, blue = (difference[..., channel] for channel in range(3))
+    return np.maximum(np.maximum(red, green), blue)

@@ -68,8 +68,12 @@ def encoders(rgb: Pixels) -> Iterator[tuple[str, Callable[[], bytes]]]:
         lambda: encode_cv2(".png", rgb, [level, 1, strategy, 3, filters, 128]),
     )
     yield (
-        "webp Pillow lossless method 0, quality 0",
-        lambda: save(image, "WEBP", lossless=True, method=0, quality=0),
+        "png  cv2 level 1, up, rle (chosen)",
+        lambda: encode_cv2(".png", rgb, [level, 1, strategy, 3, filters, 32]),
+    )
+    yield (
+        "webp Pillow lossless method 0, quality 20",
+        lambda: save(image, "WEBP", lossless=True, method=0, quality=20),
     )
     yield (
         "webp Pillow lossless method 1, quality 20",
