@@ -165,6 +165,36 @@ def test_palette_with_transparency_becomes_rgba() -> None:
     assert set(np.unique(image.alpha)) == {0, 128, 255}
 
 
+@pytest.mark.parametrize("options", [{}, {"transparency": (0, 255, 0)}])
+def test_one_transparent_colour_becomes_alpha(options: dict[str, Any]) -> None:
+    keyed = RGB.copy()
+    keyed[:10] = (0, 255, 0)
+    image = decode(save(keyed, "PNG", **options))
+    assert np.array_equal(image.pixels, keyed)
+    assert (image.alpha is None) == (not options)
+    assert image.alpha is None or (image.alpha[:10].max(), image.alpha[10:].min()) == (0, 255)
+
+
+def test_interlaced_png_is_read() -> None:
+    grey = np.ascontiguousarray(RGB[..., 1])
+    assert np.array_equal(decode(build_interlaced_png(grey)).pixels[..., 1], grey)
+
+
+def build_interlaced_png(grey: Any) -> bytes:
+    """Adam7: seven pictures of growing density, one behind the other."""
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
+    content = b""
+    for x, y, step_x, step_y in [*passes, (0, 1, 1, 2)]:
+        content += b"".join(b"\x00" + row.tobytes() for row in grey[y::step_y, x::step_x])
+    height, width = grey.shape
+    start = b"\x89PNG\r\n\x1a\n" + bytes(25)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1)
+    body = b""
+    for kind, part in ((b"IHDR", header), (b"IDAT", zlib.compress(content)), (b"IEND", b"")):
+        body += add_png_chunk(start, kind, part)[33:]
+    return start[:8] + body
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "RGBA", "P", "I;16"])
 def test_every_png_mode_is_read(mode: str) -> None:
     image = decode(save(Image.fromarray(RGB).convert("L" if mode == "I;16" else mode), "PNG"))

@@ -128,10 +128,12 @@ def _decode_jpeg(data: bytes, header: Header) -> _Stored:
 
 
 def _decode_png(data: bytes, header: Header) -> _Stored:
+    pixels_only = strip_png(data)
+    if header.num_channels >= 3:
+        return _from_cv2(pixels_only, cv2.IMREAD_UNCHANGED)
     if header.bit_depth == 16:
-        stored = _from_cv2(strip_png(data), cv2.IMREAD_UNCHANGED)
-        return _from_grey16(stored, header) if header.num_channels < 3 else stored
-    return _from_pillow(PngImagePlugin.PngImageFile(BytesIO(strip_png(data))), header)
+        return _from_grey16(_from_cv2(pixels_only, cv2.IMREAD_UNCHANGED), header)
+    return _from_pillow(PngImagePlugin.PngImageFile(BytesIO(pixels_only)), header)
 
 
 def _decode_webp(data: bytes, header: Header) -> _Stored:

@@ -147,7 +147,8 @@ def upscale_region(region_hw: UInt8Array, plan: CropPlan) -> UInt8Array:
     # What the smoothing would erase, such as the frame of spectacles, stays as it was found.
     thick = cv2.morphologyEx(binary, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     thin = _cut_from_copy(cv2.subtract(binary, thick), plan, size, cv2.INTER_LINEAR)
-    return np.where((smooth > 127) | (thin > 127), 255, 0).astype(np.uint8)
+    either: Any = cv2.threshold(cv2.max(smooth, thin), 127, 255, cv2.THRESH_BINARY)[1]
+    return either  # type: ignore[no-any-return]
 
 
 def shrink_region(region_box_hw: UInt8Array, plan: CropPlan) -> UInt8Array:
