@@ -40,7 +40,7 @@ class Figure:
 
 def build_figure(head: Head) -> Figure:
     middle = head.middle
-    neck_x = head.at(-0.1 * head.turn, NECK)[0]
+    neck_x = head.points()["neck"][0]
     return Figure((float(middle[0]), float(middle[1])), neck_x, head.size_px)
 
 
@@ -60,7 +60,9 @@ def prior_odds(shape: tuple[int, ...], head: Head | None, figure: Figure) -> Flo
     likely, certain = np.zeros(shape[:2], np.uint8), np.zeros(shape[:2], np.uint8)
     draw_half(likely, figure, OUTLINE, 1)
     draw_half(certain, figure, CORE, 1)
-    if head is not None:
+    if head is None:
+        _draw_oval(likely, _plain_head(figure), -0.05, (1.05, 1.5))
+    else:
         _draw_oval(likely, head, -0.05, (1.05, 1.5))
         _draw_oval(certain, head, 0.15, (0.6, 0.9))
     inside = cv2.distanceTransform(likely, cv2.DIST_L2, 3) / unit
@@ -73,7 +75,13 @@ def prior_odds(shape: tuple[int, ...], head: Head | None, figure: Figure) -> Flo
     return odds.astype(np.float32)
 
 
+def _plain_head(figure: Figure) -> Head:
+    x, y = figure.eyes
+    reach = 0.2 * figure.unit_px
+    return Head((x - reach, y), (x + reach, y), figure.unit_px, 0.0, 0.0)
+
+
 def _draw_oval(mask_hw: UInt8Array, head: Head, below: float, axes: tuple[float, float]) -> None:
-    centre = head.at(0.0, below)
+    centre = head.at(head.centre, below)
     size = (axes[0] * head.size_px, axes[1] * head.size_px)
     cv2.ellipse(mask_hw, (centre, size, head.roll), 1, -1)

@@ -150,5 +150,5 @@ def _cheeks(shape: tuple[int, ...], head: Head) -> UInt8Array:
     """Between eyes and mouth there is skin, whatever hair, beard and glasses cover."""
     mask = np.zeros(shape, np.uint8)
     axes = (0.5 * head.size_px, 0.35 * head.size_px)
-    cv2.ellipse(mask, (head.at(0.1 * head.turn, 0.2), axes, head.roll), 1, -1)
+    cv2.ellipse(mask, (head.at(0.0, 0.2), axes, head.roll), 1, -1)
     return mask

@@ -34,16 +34,16 @@ def draw_region(person: Person, expert: Expert, dilation: float) -> UInt8Array:
 
 def _eye(person: Person) -> UInt8Array:
     head = _head(person, "eyes")
-    corners = [(-0.62, -0.3), (0.62, -0.3), (0.62, 0.3), (-0.62, 0.3)]
-    shift = 0.1 * head.turn
-    return _polygon(person, [head.at(x + shift, y) for x, y in corners])
+    left, right = -head.cheek_a - 0.12, head.cheek_b + 0.12
+    corners = [(left, -0.27), (right, -0.27), (right, 0.27), (left, 0.27)]
+    return _polygon(person, [head.at(x, y) for x, y in corners])
 
 
 def _face(person: Person) -> UInt8Array:
     head = _head(person, "face")
     region = _empty(person)
-    axes = (0.98 * head.size_px, 1.1 * head.size_px)
-    cv2.ellipse(region, (head.at(0.06 * head.turn, 0.17), axes, head.roll), 255, -1)
+    axes = (1.06 * head.width * head.size_px, 1.1 * head.size_px)
+    cv2.ellipse(region, (head.at(head.centre, 0.17), axes, head.roll), 255, -1)
     return region
 
 
@@ -170,7 +170,7 @@ def _without_head(region: UInt8Array, person: Person) -> UInt8Array:
         return region
     kept = region.copy()
     axes = (1.25 * head.size_px, 1.5 * head.size_px)
-    cv2.ellipse(kept, (head.at(0.0, -0.02), axes, head.roll), 0, -1)
+    cv2.ellipse(kept, (head.at(head.centre, -0.02), axes, head.roll), 0, -1)
     return kept
 
 

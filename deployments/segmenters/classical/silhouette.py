@@ -1,5 +1,7 @@
 """Cuts the person out of the picture: GrabCut at reduced size, then a soft edge at full size."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
@@ -91,7 +93,7 @@ def refine(image_hwc: UInt8Array, body_hw: UInt8Array) -> UInt8Array:
 
 def scale_head(head: Head, scale: float) -> Head:
     eye_a, eye_b = ((x * scale, y * scale) for x, y in (head.eye_a, head.eye_b))
-    return Head(eye_a, eye_b, head.size_px * scale, head.roll, head.turn)
+    return replace(head, eye_a=eye_a, eye_b=eye_b, size_px=head.size_px * scale)
 
 
 def scale_figure(figure: Figure, scale: float) -> Figure:
