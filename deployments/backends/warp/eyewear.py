@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from deployments.backends.warp.cutout import cut_out
 from deployments.backends.warp.headpose import HeadPose, find_head, with_measured_turn
 from deployments.backends.warp.spectacles import Spectacles, read_spectacles
-from deployments.backends.warp.window import cut_window, find_window, paste_window
+from deployments.backends.warp.window import cut_window, find_window, paste_window, soften_inside
 from serve.messages import ExpertRequest, UInt8Array
 
 FloatArray = NDArray[np.float64]
@@ -226,7 +226,7 @@ def _compose(
 ) -> tuple[UInt8Array, UInt8Array]:
     crop = request.crop_hwc.astype(np.float32)
     gain = _scene_gain(request, head)
-    allowed = _allowed(request.region_hw)
+    allowed = soften_inside(request.region_hw)
     cover = np.maximum.reduce([front.cover, *(layer.cover for layer in temples)])
     out = crop * (1.0 - allowed * _shadow(request, cover, head))[..., None]
     for layer in temples:
@@ -237,12 +237,6 @@ def _compose(
     out += opacity[..., None] * (np.clip(front.rgb * gain * shade[..., None], 0, 255) - out)
     image = np.rint(np.clip(out, 0, 255)).astype(np.uint8)
     return image, np.where((image != request.crop_hwc).any(-1), 255, 0).astype(np.uint8)
-
-
-def _allowed(region_hw: UInt8Array) -> Float32Array:
-    """1 inside the region, falling to 0 over the last pixels, so that a cut is not jagged."""
-    inside = cv2.distanceTransform((region_hw > 0).astype(np.uint8), cv2.DIST_L2, 3)
-    return np.clip((inside - 0.5) / 2.0, 0.0, 1.0).astype(np.float32)
 
 
 def _lens_opacity(front: _Layer, lens: Float32Array) -> float:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from serve.messages import ExpertRequest, Point, UInt8Array
 
@@ -45,3 +46,9 @@ def paste_window(
     alpha[window] = np.where(request.region_hw[window] > 0, alpha_hw, 0)
     whole[window] = np.where(alpha[window][..., None] > 0, image, request.crop_hwc[window])
     return whole, alpha
+
+
+def soften_inside(region_hw: UInt8Array) -> NDArray[np.float32]:
+    """1 inside the region, falling to 0 over its last pixels, so that a cut is not jagged."""
+    inside = cv2.distanceTransform((region_hw > 0).astype(np.uint8), cv2.DIST_L2, 3)
+    return np.asarray(np.clip((inside - 0.5) / 2.0, 0.0, 1.0), np.float32)

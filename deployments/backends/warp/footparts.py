@@ -1,0 +1,98 @@
+"""Divides the surroundings of one foot into worn shoe, leg and ground."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments.backends.warp.feet import Foot
+from serve.messages import UInt8Array
+
+FloatArray = NDArray[np.float64]
+Labels = NDArray[np.int32]
+
+SHOE, LEG, GROUND = 1, 2, 3
+WORK_PX = 72
+"""Length of a foot at which it is divided: enough for an outline, little enough to be quick."""
+REACH = 1.0
+"""How far around the middle of the foot is looked, in its lengths."""
+
+
+def label_parts(crop_hwc: UInt8Array, foot: Foot) -> Labels:
+    """(H, W): SHOE, LEG or GROUND; GROUND everywhere far from the foot."""
+    height, width = crop_hwc.shape[:2]
+    labels = np.full((height, width), GROUND, np.int32)
+    middle, reach_px = (foot.heel + foot.toe + foot.ankle) / 3, REACH * foot.length_px
+    x0, y0 = (int(v) for v in np.clip(np.floor(middle - reach_px), 0, (width - 1, height - 1)))
+    x1, y1 = (int(v) for v in np.clip(np.ceil(middle + reach_px), 1, (width, height)))
+    if x1 - x0 < 8 or y1 - y0 < 8:
+        return labels
+    part = crop_hwc[y0:y1, x0:x1]
+    scale = WORK_PX / foot.length_px
+    size = (max(round((x1 - x0) * scale), 8), max(round((y1 - y0) * scale), 8))
+    small = np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_AREA), np.uint8)
+    near = foot.transformed(scale, np.array([-x0, -y0]) * scale)
+    found = _divide(small, near, _is_body(small, near))
+    labels[y0:y1, x0:x1] = _enlarged(found, (x1 - x0, y1 - y0))
+    return labels
+
+
+def _is_body(small: UInt8Array, foot: Foot) -> UInt8Array:
+    """1 on the foot and leg, told from the ground by colour: the silhouette is weakest here."""
+    length_px = foot.length_px
+    mask = np.full(small.shape[:2], cv2.GC_BGD, np.uint8)
+    hull = np.zeros_like(mask)
+    corners = np.array([foot.heel, foot.toe, foot.ankle + 0.1 * foot.up * length_px], np.float32)
+    cv2.fillPoly(hull, [np.rint(cv2.convexHull(corners)).astype(np.int32)], 1)
+    draw_line(hull, foot.ankle, foot.knee_side(0.7), 0.3 * length_px, 1)
+    mask[cv2.dilate(hull, _disc(0.30 * length_px)) > 0] = cv2.GC_PR_BGD
+    mask[cv2.dilate(hull, _disc(0.12 * length_px)) > 0] = cv2.GC_PR_FGD
+    low = 0.2 * foot.up * length_px
+    draw_line(mask, foot.heel - low, foot.toe - low, 0.1 * length_px, cv2.GC_BGD)
+    mask[_seeds(small.shape, foot) > 0] = cv2.GC_FGD
+    if (mask == cv2.GC_BGD).sum() < 16:
+        return hull
+    cv2.setRNGSeed(0)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(small, mask, None, *models, 3, cv2.GC_INIT_WITH_MASK)
+    body = ((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)).astype(np.uint8)
+    return np.asarray(cv2.morphologyEx(body, cv2.MORPH_OPEN, _disc(1)), np.uint8)
+
+
+def _divide(small: UInt8Array, foot: Foot, body: UInt8Array) -> Labels:
+    """Shoe and leg meet along the picture's own edges between their seeds."""
+    markers = np.where(body > 0, 0, GROUND).astype(np.int32)
+    seeds = _seeds(small.shape, foot)
+    markers[seeds > 0] = seeds[seeds > 0]
+    cv2.watershed(np.ascontiguousarray(cv2.GaussianBlur(small, (0, 0), 0.8)), markers)
+    return markers
+
+
+def _seeds(shape: tuple[int, ...], foot: Foot) -> UInt8Array:
+    """SHOE along the sole and up the heel, LEG above the ankle."""
+    length_px, up = foot.length_px, foot.up
+    seeds = np.zeros(shape[:2], np.uint8)
+    rise = 0.1 * length_px * up
+    heel, toe = (foot.heel + share * (foot.toe - foot.heel) + rise for share in (0.14, 0.86))
+    draw_line(seeds, heel, toe, 0.08 * length_px, SHOE)
+    draw_line(seeds, heel, heel + 0.45 * (foot.ankle - heel), 0.1 * length_px, SHOE)
+    draw_line(seeds, foot.knee_side(0.25), foot.knee_side(0.6), 0.14 * length_px, LEG)
+    return seeds
+
+
+def _enlarged(labels: Labels, size: tuple[int, int]) -> Labels:
+    shares = [
+        cv2.resize(cv2.GaussianBlur((labels == part).astype(np.float32), (0, 0), 0.7), size)
+        for part in (SHOE, LEG, GROUND)
+    ]
+    return (1 + np.argmax(np.stack(shares), axis=0)).astype(np.int32)
+
+
+def draw_line(mask: UInt8Array, start: FloatArray, end: FloatArray, px: float, value: int) -> None:
+    """A line from one (x, y) to another, in place."""
+    ends = [tuple(int(v) for v in np.rint(point)) for point in (start, end)]
+    cv2.line(mask, ends[0], ends[1], value, max(round(px), 1))
+
+
+def _disc(radius_px: float) -> UInt8Array:
+    size = 2 * max(round(radius_px), 1) + 1
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)), np.uint8)

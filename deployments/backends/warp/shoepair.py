@@ -1,0 +1,169 @@
+"""Tells a pair of overlapping shoes from one shoe, and cuts out the nearer one.
+
+Both shoes of a catalogue pair stand alike: the rear one is the front one moved by a step.
+"""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.messages import UInt8Array
+
+FloatArray = NDArray[np.float64]
+Float32Array = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+WORK_PX = 112
+MIN_STEP, MAX_STEP = 0.15, 0.60
+"""Least and most step of a pair along x, in widths of the cut-out."""
+MIN_EXPLAINED = 0.93
+"""Share of the outline that one shoe and its moved copy must fill."""
+MIN_LIKENESS = -0.2
+"""Correlation minus difference of the rear shoe and its model: pairs measured 0.2 to 0.5, single
+shoes -0.6 to -0.9."""
+REAR_DIFFERENCE = 0.6
+"""Difference, in spreads of the product's colours, up to which a pixel looks like the rear shoe."""
+
+
+def find_step(rgba_hwc: UInt8Array) -> FloatArray | None:
+    """From the front shoe of a pair to the rear one (x, y) in pixels; None for a single shoe."""
+    scale = WORK_PX / max(rgba_hwc.shape[:2])
+    size = [max(round(side * scale), 8) for side in rgba_hwc.shape[1::-1]]
+    small = np.asarray(cv2.resize(rgba_hwc, size, interpolation=cv2.INTER_AREA), np.uint8)
+    mask = (small[..., 3] > 127).astype(np.uint8)
+    lab = _lab(small, 1.0)
+    detail, inner = _detail(lab, mask)
+    likeness, overlap = _correlate(detail, inner)
+    scores = [
+        (_score(lab, detail, mask, inner, step), step)
+        for step in _steps(likeness, overlap / max(float(inner.sum()), 1.0))
+    ]
+    best, step = max(scores, default=(-1.0, (0, 0)))
+    return np.array(step) / scale if best > MIN_LIKENESS else None
+
+
+def split_front(rgba_hwc: UInt8Array, step: FloatArray) -> UInt8Array:
+    """Only the front shoe: its sure part, grown along the picture's own edges."""
+    width = rgba_hwc.shape[1]
+    mask = (rgba_hwc[..., 3] > 127).astype(np.uint8)
+    # As far as the shoe is convex it lies where both x and x + step are in the outline.
+    front = mask & _moved(cv2.dilate(mask, _disc(0.012 * width)), -step)
+    front = cv2.morphologyEx(front, cv2.MORPH_OPEN, _disc(0.008 * width))
+    rest = mask & (1 - front)
+    behind = cv2.dilate(_moved(mask, step), _disc(0.012 * width))
+    lab = _lab(rgba_hwc, 0.006 * width)
+    difference = _difference(lab, mask > 0, step)
+    difference = np.asarray(cv2.GaussianBlur(difference, (0, 0), 0.02 * width), np.float32)
+    is_rear = (rest > 0) & (behind > 0) & (difference < REAR_DIFFERENCE)
+    is_rear &= cv2.dilate(front, _disc(0.04 * width)) == 0
+    is_front = (cv2.erode(front, _disc(0.02 * width)) > 0) | ((mask > 0) & (behind == 0))
+    is_front |= (front > 0) & (cv2.dilate(rest, _disc(0.03 * width)) == 0)
+    markers = np.zeros(mask.shape, np.int32)
+    markers[is_front], markers[is_rear], markers[mask == 0] = 1, 2, 3
+    smooth = cv2.bilateralFilter(np.ascontiguousarray(rgba_hwc[..., :3]), 5, 20, 3)
+    cv2.watershed(smooth, markers)
+    return _keep(rgba_hwc, (markers == 1).astype(np.uint8) & mask)
+
+
+def _keep(rgba_hwc: UInt8Array, front: UInt8Array) -> UInt8Array:
+    """The picture under a smoothed mask; the outline against nothing keeps its own alpha."""
+    width = rgba_hwc.shape[1]
+    front = np.asarray(cv2.morphologyEx(front, cv2.MORPH_CLOSE, _disc(0.012 * width)), np.uint8)
+    front = np.asarray(cv2.morphologyEx(front, cv2.MORPH_OPEN, _disc(0.02 * width)), np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(front)
+    if len(stats) > 1:
+        front = (labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())).astype(np.uint8)
+    soft = cv2.GaussianBlur(cv2.dilate(front, _disc(1)).astype(np.float32), (0, 0), 0.8)
+    out = rgba_hwc.copy()
+    out[..., 3] = np.rint(out[..., 3] * np.clip(1.6 * soft - 0.3, 0.0, 1.0))
+    return out
+
+
+def _steps(likeness: FloatArray, overlap: FloatArray) -> list[tuple[int, int]]:
+    """Steps worth a closer look, as (x, y) in small pixels: the rear shoe is not much lower."""
+    rows, columns = likeness.shape
+    y, x = np.mgrid[:rows, :columns] - np.array([rows // 2, columns // 2])[:, None, None]
+    width = columns // 2
+    fits = (np.abs(x) > MIN_STEP * width) & (np.abs(x) < MAX_STEP * width)
+    fits &= (np.abs(y) < 0.6 * np.abs(x)) & (y < 0.05 * width)
+    fits &= (likeness > 0.04) & (overlap > 0.2)
+    picked = np.argsort(np.where(fits, likeness, -1.0), axis=None)[::-1][:400]
+    return [(int(x.flat[at]), int(y.flat[at])) for at in picked if fits.flat[at]]
+
+
+def _score(
+    lab: Float32Array,
+    detail: Float32Array,
+    mask: UInt8Array,
+    inner: UInt8Array,
+    at: tuple[int, int],
+) -> float:
+    """How well what shows of the rear shoe looks like the front shoe moved there."""
+    step = np.array(at, np.float64)
+    front = mask & _moved(cv2.dilate(mask, np.ones((5, 5), np.uint8)), -step)
+    rear = _moved(front, step)
+    area = max(float(mask.sum()), 1.0)
+    if float(((front | rear) & mask).sum()) < MIN_EXPLAINED * area:
+        return -1.0
+    shown = (inner & (1 - front) & rear & _moved(inner, step)) > 0
+    if shown.sum() < 0.06 * area:
+        return -1.0
+    one, other = detail[shown], _shifted(detail, step)[shown]
+    energy = float(np.sqrt((one**2).sum() * (other**2).sum()))
+    difference = _difference(lab, mask > 0, step)[shown]
+    return float((one * other).sum()) / max(energy, 1e-6) - float(np.sqrt((difference**2).mean()))
+
+
+def _difference(lab: Float32Array, mask: BoolArray, step: FloatArray) -> Float32Array:
+    """Colour distance to the picture moved by the step, in spreads of the product's colours."""
+    product = lab[mask]
+    spread = float(np.sqrt(((product - product.mean(0)) ** 2).sum(-1).mean()))
+    off = lab - _shifted(lab, step)
+    return np.asarray(np.sqrt((off**2).sum(-1)) / max(spread, 1e-3), np.float32)
+
+
+def _detail(lab: Float32Array, mask: UInt8Array) -> tuple[Float32Array, UInt8Array]:
+    """Colour against the surroundings: what tells seams, laces and prints from plain leather."""
+    inner = np.asarray(cv2.erode(mask, np.ones((3, 3), np.uint8)), np.uint8)
+    weight = inner.astype(np.float32)[..., None]
+    broad = cv2.GaussianBlur(lab * weight, (0, 0), 5.0)
+    share = np.maximum(cv2.GaussianBlur(inner.astype(np.float32), (0, 0), 5.0), 1e-3)
+    return np.asarray((lab - broad / share[..., None]) * weight, np.float32), inner
+
+
+def _correlate(detail: Float32Array, inner: UInt8Array) -> tuple[FloatArray, FloatArray]:
+    """Normalised correlation of the picture with itself at every step, and pixels in common."""
+    size = tuple(2 * side for side in inner.shape)
+
+    def cross(one: FloatArray, other: FloatArray) -> FloatArray:
+        product = np.conj(np.fft.rfft2(one, size)) * np.fft.rfft2(other, size)
+        return np.asarray(np.fft.fftshift(np.fft.irfft2(product, size)), np.float64)
+
+    inside = inner.astype(np.float64)
+    square = (detail.astype(np.float64) ** 2).sum(-1)
+    common = sum(
+        cross(channel, channel) for channel in np.moveaxis(detail.astype(np.float64), -1, 0)
+    )
+    energy = np.sqrt(np.maximum(cross(square, inside) * cross(inside, square), 1e-6))
+    return np.asarray(common / energy, np.float64), cross(inside, inside)
+
+
+def _lab(rgba_hwc: UInt8Array, sigma_px: float) -> Float32Array:
+    rgb = cv2.GaussianBlur(rgba_hwc[..., :3], (0, 0), max(sigma_px, 0.3))
+    return np.asarray(cv2.cvtColor(rgb.astype(np.float32) / 255.0, cv2.COLOR_RGB2LAB), np.float32)
+
+
+def _shifted(image: Float32Array, step: FloatArray) -> Float32Array:
+    matrix = np.array([[1, 0, step[0]], [0, 1, step[1]]], np.float64)
+    return np.asarray(cv2.warpAffine(image, matrix, image.shape[1::-1]), np.float32)
+
+
+def _moved(mask: UInt8Array, step: FloatArray) -> UInt8Array:
+    matrix = np.array([[1, 0, step[0]], [0, 1, step[1]]], np.float64)
+    moved = cv2.warpAffine(mask, matrix, mask.shape[::-1], flags=cv2.INTER_NEAREST)
+    return np.asarray(moved, np.uint8)
+
+
+def _disc(radius_px: float) -> UInt8Array:
+    size = 2 * max(round(radius_px), 1) + 1
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)), np.uint8)

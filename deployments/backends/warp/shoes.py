@@ -1,0 +1,154 @@
+"""Puts a pair of shoes on the feet: sole on the ground, hem in front, the old shoes gone."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments.backends.warp.cutout import cut_out
+from deployments.backends.warp.feet import Foot, find_feet, fit_to_shoe
+from deployments.backends.warp.footparts import LEG, SHOE, label_parts
+from deployments.backends.warp.footwear import Shoe, read_shoe
+from deployments.backends.warp.light import scene_gain, scene_tint
+from deployments.backends.warp.window import cut_window, find_window, paste_window, soften_inside
+from serve.messages import ExpertRequest, UInt8Array
+
+FloatArray = NDArray[np.float64]
+Float32Array = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+COVER, MAX_COVER = 1.06, 1.35
+"""New shoe over old: a little longer, so that it hides it; at most, where the old one is high."""
+SINK = 0.02
+"""How far the new sole goes below the old, in foot lengths."""
+SHADOW = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """One shoe laid over the crop."""
+
+    foot: Foot
+    rgb: Float32Array
+    cover: Float32Array
+    old: BoolArray
+    """The shoe that is worn."""
+    leg: Float32Array
+    """In [0, 1]: the trouser leg or ankle in front of the shoe."""
+
+
+def wear_shoes(request: ExpertRequest, rng: np.random.Generator) -> tuple[UInt8Array, UInt8Array]:
+    """Paint the shoes onto the feet.
+
+    Returns:
+        The crop with new shoes (H, W, 3), and (H, W): 0 where the crop is as it was.
+
+    Raises:
+        GenerationFailed: the product picture shows nothing but background.
+    """
+    height, width = request.region_hw.shape
+    window = find_window(request.region_hw, (width / 2, height / 2), max(height, width))
+    if window is None:
+        return request.crop_hwc.copy(), np.zeros_like(request.region_hw)
+    shoe = read_shoe(cut_out(request.product_hwc))
+    part = cut_window(request, window)
+    return paste_window(request, window, *_wear(part, shoe, _gain(request)))
+
+
+def _wear(request: ExpertRequest, shoe: Shoe, gain: Float32Array) -> tuple[UInt8Array, UInt8Array]:
+    placed = [_place(request, shoe, foot) for foot in find_feet(request)]
+    allowed = soften_inside(request.region_hw)[..., None]
+    crop = request.crop_hwc.astype(np.float32)
+    out = _without_old(request, placed).astype(np.float32)
+    for one in placed:
+        shade = SHADOW * _contact_shadow(one) * (1.0 - one.leg)
+        out *= 1.0 - shade[..., None]
+        cover = (one.cover * (1.0 - one.leg))[..., None]
+        out += cover * (np.clip(one.rgb * gain, 0, 255) - out)
+    image = np.rint(crop + allowed * (out - crop)).astype(np.uint8)
+    return image, np.where((image != request.crop_hwc).any(-1), 255, 0).astype(np.uint8)
+
+
+def _place(request: ExpertRequest, shoe: Shoe, foot: Foot) -> _Placed:
+    labels = label_parts(request.crop_hwc, foot)
+    old = cv2.morphologyEx(
+        (labels == SHOE).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)
+    )
+    foot = fit_to_shoe(foot, old > 0)
+    matrix, scale = _similarity(shoe, foot, _height(foot, old > 0))
+    flat = shoe.image_hwc.astype(np.float32)
+    flat[..., :3] *= flat[..., 3:] / 255.0
+    if scale < 1.0:
+        flat = cv2.GaussianBlur(flat, (0, 0), 0.45 / scale)
+    size = request.region_hw.shape[::-1]
+    method = cv2.INTER_LINEAR if scale < 1.0 else cv2.INTER_CUBIC
+    shown = cv2.warpAffine(flat, matrix, size, flags=method)
+    cover = np.clip(shown[..., 3] / 255.0, 0.0, 1.0)
+    rgb = shown[..., :3] / np.maximum(cover[..., None], 1e-3)
+    leg = cv2.GaussianBlur((labels == LEG).astype(np.float32), (0, 0), 0.8)
+    return _Placed(foot, rgb, cover, old > 0, np.asarray(leg, np.float32))
+
+
+def _height(foot: Foot, old: BoolArray) -> float:
+    """How high above the sole the old shoe reaches, in pixels; 0 where it was not found."""
+    ys, xs = np.nonzero(old)
+    if len(xs) < 16:
+        return 0.0
+    return float(np.percentile((np.stack([xs, ys], -1) - foot.heel) @ foot.up, 97.0))
+
+
+def _similarity(shoe: Shoe, foot: Foot, height_px: float) -> tuple[FloatArray, float]:
+    """Product pixels to crop pixels: heel on heel, toe on toe, mirrored if the foot points so."""
+    scale = foot.length_px / max(shoe.length_px, 1.0)
+    wanted = 0.92 * height_px / max(scale * shoe.image_hwc.shape[0], 1.0)
+    scale *= float(np.clip(wanted, COVER, MAX_COVER))
+    along = (shoe.toe - shoe.heel) / max(shoe.length_px, 1.0)
+    up = np.array([-along[1], along[0]])  # The toe is left: up is right of the way to it.
+    turn = np.outer(foot.along, along) + np.outer(foot.up, up)
+    linear = scale * turn
+    middle = (foot.heel + foot.toe) / 2 - SINK * foot.length_px * foot.up
+    offset = middle - linear @ ((shoe.heel + shoe.toe) / 2)
+    return np.column_stack([linear, offset]), float(scale)
+
+
+def _without_old(request: ExpertRequest, placed: list[_Placed]) -> UInt8Array:
+    """The crop with what would show of the old shoes beside the new ones painted over."""
+    hole = np.zeros(request.region_hw.shape, np.uint8)
+    for one in placed:
+        length_px = one.foot.length_px
+        size = 2 * round(0.05 * length_px) + 1
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+        grown = cv2.dilate(one.old.astype(np.uint8), kernel)
+        hidden = (one.cover > 0.95) | (one.leg > 0.5)
+        # Between collar and hem the old shoe passes for a sock; ground would look like a gap.
+        sock = np.zeros_like(hole)
+        ends = [one.foot.ankle - one.foot.up * 0.3 * length_px, one.foot.ankle]
+        ends = [tuple(int(v) for v in np.rint(end)) for end in ends]
+        cv2.line(sock, ends[0], ends[1], 1, max(round(0.45 * length_px), 1))
+        hole |= np.where(hidden | (sock > 0), 0, grown).astype(np.uint8)
+    hole[request.region_hw == 0] = 0
+    if not hole.any():
+        return request.crop_hwc
+    radius = max(2.0, 0.01 * max(hole.shape))
+    return np.asarray(cv2.inpaint(request.crop_hwc, hole, radius, cv2.INPAINT_TELEA), np.uint8)
+
+
+def _contact_shadow(one: _Placed) -> Float32Array:
+    """Soft darkness that the sole throws on the ground, in [0, 1]."""
+    length_px = one.foot.length_px
+    x, y = -one.foot.up * 0.03 * length_px
+    low = np.zeros_like(one.cover)
+    ends = (tuple(int(v) for v in np.rint(end)) for end in (one.foot.heel, one.foot.toe))
+    cv2.line(low, next(ends), next(ends), 1.0, max(round(0.16 * length_px), 1))
+    matrix = np.array([[1, 0, x], [0, 1, y]], np.float64)
+    sole = cv2.warpAffine(one.cover * low, matrix, low.shape[::-1])
+    return np.asarray(cv2.GaussianBlur(sole, (0, 0), max(0.035 * length_px, 0.6)), np.float32)
+
+
+def _gain(request: ExpertRequest) -> Float32Array:
+    if request.silhouette_hw is None:
+        person = np.ones(request.region_hw.shape, np.bool_)
+    else:
+        person = request.silhouette_hw > 127
+    return scene_gain(request.crop_hwc, person) * scene_tint(request.crop_hwc)
