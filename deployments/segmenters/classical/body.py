@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deployments.segmenters.classical import figure as proportions
+from deployments.segmenters.classical.feet import find_feet
 from deployments.segmenters.classical.figure import Figure
 from deployments.segmenters.classical.outline import Outline
 from serve.messages import Point, UInt8Array
@@ -117,7 +118,7 @@ def _leg_points(outline: Outline, levels: Levels, figure: Figure) -> dict[str, P
         points[f"right_{name}"] = right, row
         points[f"left_{name}"] = left, row
     if levels.has_feet:
-        points |= _foot_points(outline, levels, figure, points)
+        points |= _foot_points(outline, levels, figure)
     return points
 
 
@@ -135,29 +136,18 @@ def _leg_columns(outline: Outline, row: float, figure: Figure) -> tuple[float, f
     return sum(before[-1]) / 2, sum(after[0]) / 2
 
 
-def _foot_points(
-    outline: Outline, levels: Levels, figure: Figure, points: dict[str, Point]
-) -> dict[str, Point]:
-    """Heel and toe of each foot: the ends of the stretch under the ankle."""
-    feet: dict[str, Point] = {}
-    unit = figure.unit_px
-    for side in ("right", "left"):
-        x = points[f"{side}_ankle"][0]
-        ends: list[tuple[float, float, int]] = []
-        for row in range(int(levels.ankle), outline.bottom_row):
-            ends += [
-                (max(run[0], x - 0.9 * unit), min(run[1], x + 0.9 * unit), row)
-                for run in outline.runs(row)
-                if run[0] - 0.2 * unit < x < run[1] + 0.2 * unit
-            ]
-        if not ends:
-            continue
-        low, high = min(end[0] for end in ends), max(end[1] for end in ends)
-        bottom = float(max(end[2] for end in ends))
-        toe, heel = (low, high) if x - low > high - x else (high, low)
-        feet[f"{side}_heel"] = float(heel), bottom
-        feet[f"{side}_toe"] = float(toe), bottom
-    return feet
+def _foot_points(outline: Outline, levels: Levels, figure: Figure) -> dict[str, Point]:
+    """Ankle, heel and toe of each foot, wherever it stands."""
+    points: dict[str, Point] = {}
+    feet = find_feet(outline, levels.knee, figure)
+    for side, foot in zip(("right", "left"), feet, strict=False):
+        middle = (foot.left + foot.right) / 2
+        outward = middle < outline.spine(levels.knee) if len(feet) > 1 else side == "right"
+        toe, heel = (foot.left, foot.right) if outward else (foot.right, foot.left)
+        points[f"{side}_toe"], points[f"{side}_heel"] = (toe, foot.bottom), (heel, foot.bottom)
+        ankle = foot.bottom - 0.45 * figure.unit_px
+        points[f"{side}_ankle"] = foot.ankle_x, ankle
+    return points
 
 
 def _arm_points(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
+from deployments.segmenters.classical.figure import HIP, NECK, WAIST, draw_half
 from deployments.segmenters.classical.headmarks import Head
 from deployments.segmenters.classical.person import Person
 from serve.errors import SubjectNotFound
@@ -49,11 +50,21 @@ def _face(person: Person) -> UInt8Array:
 
 def _top(person: Person) -> UInt8Array:
     unit, levels = person.body.figure.unit_px, person.body.levels
-    _require(person, levels.shoulder + 0.3 * unit, "upper body")
-    body = _rows(person, levels.neck - 0.05 * unit, levels.hip + 0.35 * unit)
+    collar = levels.neck - 0.2 * unit
+    _require(person, collar + 0.1 * unit, "upper body")
+    body = np.maximum(_rows(person, collar, levels.hip + 0.35 * unit), _torso(person))
     region = _grown(_closed(body, 0.5 * unit), 0.16 * unit)
+    region[: max(int(collar - 0.1 * unit), 0)] = 0
     region[max(int(levels.hip + 0.5 * unit), 0) :] = 0
     return _without_hands(_without_head(region, person), person)
+
+
+def _torso(person: Person) -> UInt8Array:
+    """Shoulders to hips by proportion, for where the outline lost a dark or white garment."""
+    region, figure = _empty(person), person.body.figure
+    half = ((0.4, NECK), (0.85, 1.2), (0.75, WAIST), (0.75, HIP))
+    draw_half(region, figure, half, 255)
+    return region
 
 
 def _bottom(person: Person) -> UInt8Array:
@@ -67,16 +78,18 @@ def _bottom(person: Person) -> UInt8Array:
 
 def _dress(person: Person) -> UInt8Array:
     unit, levels = person.body.figure.unit_px, person.body.levels
-    _require(person, levels.shoulder + 0.3 * unit, "torso")
+    collar = levels.neck - 0.2 * unit
+    _require(person, collar + 0.1 * unit, "torso")
     hem = levels.knee + 0.5 * (levels.ankle - levels.knee)
-    body = _rows(person, levels.neck - 0.05 * unit, hem)
+    body = np.maximum(_rows(person, collar, hem), _torso(person))
     region = _grown(_filled_rows(_trunk_only(body, person)), 0.22 * unit)
+    region[: max(int(collar - 0.1 * unit), 0)] = 0
     return _without_hands(_without_head(region, person), person)
 
 
 def _shoes(person: Person) -> UInt8Array:
-    levels, points = person.body.levels, person.landmarks.points
-    if not levels.has_feet:
+    points = person.landmarks.points
+    if not {"left_toe", "right_toe"} & set(points):
         raise SubjectNotFound(
             "no feet found: the person is cut off above the shoes",
             remedy=f"Send a photo that shows both feet, {OWN_MASK}",
@@ -88,9 +101,8 @@ def _shoes(person: Person) -> UInt8Array:
             continue
         low, high = sorted((heel[0], toe[0]))
         margin = 0.15 * (high - low) + 0.1 * unit
-        top, bottom = levels.ankle - 0.15 * unit, max(heel[1], toe[1]) + 0.15 * unit
-        spots = [(low - margin, top), (high + margin, bottom)]
-        cv2.rectangle(region, *(_pixel(spot) for spot in spots), 255, -1)
+        spots = [(low - margin, heel[1] - 0.72 * unit), (high + margin, heel[1] + 0.15 * unit)]
+        cv2.rectangle(region, _pixel(spots[0]), _pixel(spots[1]), 255, -1)
     return region
 
 

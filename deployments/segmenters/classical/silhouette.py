@@ -7,7 +7,7 @@ import numpy as np
 
 from deployments.segmenters.classical.barrier import Float32Array, border_seeds
 from deployments.segmenters.classical.belief import CERTAIN, guided, weigh
-from deployments.segmenters.classical.figure import Figure, prior_odds
+from deployments.segmenters.classical.figure import CROTCH, HIP, Figure, draw_half, prior_odds
 from deployments.segmenters.classical.headmarks import Head
 from serve.messages import UInt8Array
 
@@ -15,6 +15,10 @@ CUT_SIDE_PX = 256
 ITERATIONS = 2
 SEED = 20
 EDGE_EPSILON = 1e-4
+EDGE_SLOPE = 2.0
+MIN_EDGES = 0.15
+LEGS = ((0.85, 3.0), (0.85, 4.3), (0.75, 6.2), (0.7, 8.7))
+"""Right half: (right of the spine, below the eyes) in face sizes."""
 
 
 def cut_silhouette(image_hwc: UInt8Array, head: Head | None, figure: Figure) -> UInt8Array:
@@ -29,7 +33,30 @@ def cut_silhouette(image_hwc: UInt8Array, head: Head | None, figure: Figure) -> 
     prior = prior_odds(lab.shape, small_head, small_figure)
     background = border_seeds(lab, int(small_figure.row(0.6))) | (prior < -CERTAIN)
     belief, prior = weigh(lab, prior, background & (prior < CERTAIN))
-    return refine(image_hwc, cut_person(lab, belief, prior))
+    body = complete_legs(cut_person(lab, belief, prior), lab, small_figure)
+    return refine(image_hwc, body)
+
+
+def complete_legs(body_hw: UInt8Array, lab_hwc: UInt8Array, figure: Figure) -> UInt8Array:
+    """Give back the legs to a person who ends at the hips in the middle of a picture.
+
+    White trousers before a white wall have no colour of their own; proportions know where they are.
+    Nothing is added where the picture is empty: legs have edges.
+    """
+    rows = np.flatnonzero(body_hw.any(axis=1))
+    height, unit = body_hw.shape[0], figure.unit_px
+    end = float(rows[-1]) if rows.size else float(height)
+    starts_low = end < figure.row(HIP - 0.8)
+    if starts_low or end > min(figure.row(CROTCH + 1.2), height - 1.5 * unit):
+        return body_hw
+    legs = np.zeros_like(body_hw)
+    draw_half(legs, figure, LEGS, 1)
+    legs[: int(end - 0.3 * unit)] = 0
+    light = lab_hwc[..., 0].astype(np.float32)
+    slope = np.hypot(cv2.Sobel(light, cv2.CV_32F, 1, 0), cv2.Sobel(light, cv2.CV_32F, 0, 1)) / 8
+    if float((slope[legs > 0] > EDGE_SLOPE).mean()) < MIN_EDGES:
+        return body_hw
+    return np.asarray(body_hw | legs, np.uint8)
 
 
 def reduce_lab(image_hwc: UInt8Array) -> tuple[UInt8Array, float]:
