@@ -50,7 +50,7 @@ def _cover(product_hwc: UInt8Array, shape: tuple[int, ...]) -> Float32Array:
     flat = product_hwc[..., :3].astype(np.float32) * alpha + 255.0 * (1.0 - alpha)
     filled = cv2.resize(flat, size, interpolation=method)
     x, y = (size[0] - width) // 2, round((size[1] - height) * ANCHOR_Y)
-    return np.clip(filled[y : y + height, x : x + width], 0.0, 255.0).astype(np.float32)
+    return np.asarray(np.clip(filled[y : y + height, x : x + width], 0.0, 255.0), np.float32)
 
 
 def _person_colour(crop: Float32Array, weight: Float32Array) -> Float32Array:
@@ -65,7 +65,7 @@ def _person_colour(crop: Float32Array, weight: Float32Array) -> Float32Array:
         known += share
     edge = np.clip(weight * 8.0, 0.0, 1.0) * known[..., None]
     colour /= np.maximum(known[..., None], 1e-6)
-    return (crop + edge * (colour - crop)).astype(np.float32)
+    return np.asarray((crop + edge * (colour - crop)), np.float32)
 
 
 def _ground_shadow(landmarks: Landmarks, region_hw: UInt8Array) -> Float32Array:

@@ -15,8 +15,8 @@ from serve.messages import ExpertRequest, UInt8Array
 FloatArray = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
 
-LENS_TO_EYES = 1.06
-"""Distance of the lens centres over that of the pupils: 67 mm over 63 mm."""
+LENS_TO_EYES = 1.05
+"""Distance of the lens centres over that of the pupils: 66 mm over 63 mm."""
 FRONT_AHEAD = 0.17
 """How far the front sits before the pupils, in eye distances: about 11 mm."""
 EAR_BEHIND = 1.2
@@ -110,10 +110,13 @@ def _front(
         u = x * (scale / fit.scale_x) + bend * (np.clip(u / half_px, -1.2, 1.2) ** 2) * half_px
     map_x = (u + centre[0]).astype(np.float32)
     map_y = (y * (scale / fit.scale_y) + centre[1]).astype(np.float32)
-    shown, lens = (cv2.remap(part, map_x, map_y, cv2.INTER_LINEAR) for part in (image, glass))
+    shown, lens = (
+        np.asarray(cv2.remap(part, map_x, map_y, cv2.INTER_LINEAR), np.float32)
+        for part in (image, glass)
+    )
     cover = shown[..., 3] / 255.0
     rgb = shown[..., :3] / np.maximum(cover[..., None], 1e-3)
-    return _Layer(rgb, cover), np.asarray(lens / 255.0, np.float32)
+    return _Layer(rgb, cover), lens / np.float32(255.0)
 
 
 def _scaled(image: UInt8Array, scale: float) -> Float32Array:
@@ -142,13 +145,14 @@ def _temple(
     v = head.down * fit.scale_y
     origin = hinge - u * length_px - v * thick_px / 2
     matrix = np.array([[u[0], v[0], origin[0]], [u[1], v[1], origin[1]]])
-    flat = temple.astype(np.float32)
+    flat: Float32Array = temple.astype(np.float32)
     flat[..., :3] *= flat[..., 3:] / 255.0
     x = np.arange(length_px)
     flat *= np.clip((x - (1.0 - TEMPLE_SHOWN) * length_px) / 8.0, 0.0, 1.0)[None, :, None]
-    flat = cv2.GaussianBlur(flat, (0, 0), max(0.4 / float(np.linalg.norm(u)), 0.3), sigmaY=0.3)
+    blur_px = max(0.4 / float(np.linalg.norm(u)), 0.3)
+    soft = cv2.GaussianBlur(flat, (0, 0), blur_px, sigmaY=0.3)
     size = request.region_hw.shape[::-1]
-    shown = cv2.warpAffine(flat, matrix, size, flags=cv2.INTER_LINEAR)
+    shown = np.asarray(cv2.warpAffine(soft, matrix, size, flags=cv2.INTER_LINEAR), np.float32)
     cover = shown[..., 3] / 255.0
     rgb = shown[..., :3] / np.maximum(cover[..., None], 1e-3)
     return _Layer(rgb, cover * _not_under_hair(request, head, ear))
@@ -169,7 +173,7 @@ def _not_under_hair(request: ExpertRequest, head: HeadPose, ear: FloatArray) -> 
     beside = np.hypot(columns - ear[0], rows - ear[1] - 0.15 * reach) < 0.3 * reach
     if not beside.any() or float((skin[beside] > 0.5).mean()) > EAR_SEEN:
         return np.ones((height, width), np.float32)
-    return cv2.GaussianBlur(skin.astype(np.float32), (0, 0), 0.03 * reach)
+    return np.asarray(cv2.GaussianBlur(skin.astype(np.float32), (0, 0), 0.03 * reach), np.float32)
 
 
 def _hinge(glasses: Spectacles, head: HeadPose, fit: _Fit, side: int) -> FloatArray:
@@ -180,7 +184,7 @@ def _hinge(glasses: Spectacles, head: HeadPose, fit: _Fit, side: int) -> FloatAr
     bent = end * fit.scale_x - WRAP * np.tan(head.yaw) * abs(end) * fit.scale_x
     bent -= side * 0.02 * head.eye_distance_px
     down = (glasses.hinge_y - centre[1]) * fit.scale_y
-    return fit.middle + head.across * bent + head.down * down
+    return np.asarray(fit.middle + head.across * bent + head.down * down, np.float64)
 
 
 def _ear(request: ExpertRequest, head: HeadPose, side: int) -> FloatArray:
@@ -190,14 +194,14 @@ def _ear(request: ExpertRequest, head: HeadPose, side: int) -> FloatArray:
     guess = head.middle + head.across * aside * frontal_px + head.down * 0.05 * frontal_px
     name = "right_ear" if side < 0 else "left_ear"
     if name not in request.landmarks.points:
-        return guess
+        return np.asarray(guess, np.float64)
     seen = (
         np.array(request.landmarks.points[name])
         - (head.across * side * 0.12 + head.down * 0.18) * frontal_px
     )
     off = seen - guess
     distance = max(float(np.linalg.norm(off)), 1e-6)
-    return guess + off * min(1.0, 0.25 * frontal_px / distance)
+    return np.asarray(guess + off * min(1.0, 0.25 * frontal_px / distance), np.float64)
 
 
 def _temple_image(glasses: Spectacles) -> UInt8Array:

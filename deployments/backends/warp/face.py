@@ -69,7 +69,7 @@ def _oval(image: UInt8Array, landmarks: Landmarks, head: HeadPose) -> Float32Arr
     v = (y - (top + bottom) / 2) / ((bottom - top) / 2)
     # A squircle: an ellipse would leave the person's jaw corners and brow ends behind.
     radius = (np.abs(u) ** 2.4 + np.abs(v) ** 2.4) ** (1 / 2.4)
-    return np.clip((1.0 - radius) / 0.16, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip((1.0 - radius) / 0.16, 0.0, 1.0), np.float32)
 
 
 def _align(request: ExpertRequest, head: HeadPose) -> tuple[Float32Array, Float32Array]:
@@ -154,14 +154,14 @@ def _weight(
     """The oval without either person's hair, inside region and silhouette, with a soft edge."""
     inside = cv2.erode((request.region_hw > 0).astype(np.uint8), np.ones((3, 3), np.uint8))
     if request.silhouette_hw is not None:
-        inside &= (request.silhouette_hw > 127).astype(np.uint8)
+        inside = inside * (request.silhouette_hw > 127).astype(np.uint8)
     features = _features(request.region_hw.shape, head)
     for image in (request.crop_hwc.astype(np.float32), warped):
         oval = oval * np.maximum(_skin(image, oval > 0.5, head), features)
     feather_px = 0.05 * head.width_px
     edge = cv2.distanceTransform(np.pad(inside, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
     soft = cv2.GaussianBlur(oval, (0, 0), 0.012 * head.width_px)
-    return (soft * np.clip((edge - 1) / feather_px, 0.0, 1.0)).astype(np.float32)
+    return np.asarray((soft * np.clip((edge - 1) / feather_px, 0.0, 1.0)), np.float32)
 
 
 def _features(shape: tuple[int, ...], head: HeadPose) -> Float32Array:
@@ -171,7 +171,7 @@ def _features(shape: tuple[int, ...], head: HeadPose) -> Float32Array:
     u, v = x / (0.88 * head.eye_distance_px), (y - 0.2 * frontal_px) / (0.62 * frontal_px)
     keep = np.clip(3.0 - 2.0 * (u**4 + v**4), 0.0, 1.0)
     below = np.clip((y - 0.35 * frontal_px) / (0.3 * frontal_px), 0.0, 1.0)
-    return np.maximum(keep, below).astype(np.float32)
+    return np.asarray(np.maximum(keep, below), np.float32)
 
 
 def _skin(image: Float32Array, core: NDArray[np.bool_], head: HeadPose) -> Float32Array:
@@ -192,14 +192,17 @@ def _skin(image: Float32Array, core: NDArray[np.bool_], head: HeadPose) -> Float
     off = (lab - centre) / spread
     off[..., 0] = np.minimum(off[..., 0], 0.0)  # Lighter is a highlight, darker may be hair.
     distance = np.sqrt((off**2).sum(-1))
-    return np.clip((4.2 - distance) / 1.6, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip((4.2 - distance) / 1.6, 0.0, 1.0), np.float32)
 
 
 def _relight(
     warped: Float32Array, crop: Float32Array, weight: Float32Array, head: HeadPose
 ) -> Float32Array:
     """Move the person's broad light and skin tone onto the new face; detail stays its own."""
-    new, old = (cv2.cvtColor(image / 255.0, cv2.COLOR_RGB2LAB) for image in (warped, crop))
+    new, old = (
+        np.asarray(cv2.cvtColor(image / 255.0, cv2.COLOR_RGB2LAB), np.float32)
+        for image in (warped, crop)
+    )
     area = weight > 0.2
     masks = [area * _skin(image, area, head) + 1e-4 * area for image in (warped, crop)]
     for sigma, share, limits in ((0.6, 1.0, (0.2, 4.0)), (0.24, LIGHT_KEPT, (0.5, 1.6))):
@@ -212,7 +215,7 @@ def _relight(
         chroma, skin_chroma = (np.hypot(lab[..., 1:2], lab[..., 2:3]) for lab in (new, broad_new))
         tint = (broad_old - broad_new)[..., 1:] * np.clip(chroma / (skin_chroma + 1.0), 0.25, 1.0)
         new = np.concatenate([new[..., :1] * gain**share, new[..., 1:] + share * tint], -1)
-    return np.clip(cv2.cvtColor(new, cv2.COLOR_LAB2RGB) * 255.0, 0.0, 255.0).astype(np.float32)
+    return np.asarray(np.clip(cv2.cvtColor(new, cv2.COLOR_LAB2RGB) * 255.0, 0.0, 255.0), np.float32)
 
 
 def _masked_blur(image: Float32Array, mask: Float32Array, sigma_px: float) -> Float32Array:

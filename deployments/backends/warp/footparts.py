@@ -53,7 +53,7 @@ def _is_body(small: UInt8Array, foot: Foot) -> UInt8Array:
         return hull
     cv2.setRNGSeed(0)
     models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(small, mask, None, *models, 3, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(small, mask, (0, 0, 1, 1), *models, 3, cv2.GC_INIT_WITH_MASK)
     body = ((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)).astype(np.uint8)
     return np.asarray(cv2.morphologyEx(body, cv2.MORPH_OPEN, _disc(1)), np.uint8)
 
@@ -84,7 +84,7 @@ def _enlarged(labels: Labels, size: tuple[int, int]) -> Labels:
         cv2.resize(cv2.GaussianBlur((labels == part).astype(np.float32), (0, 0), 0.7), size)
         for part in (SHOE, LEG, GROUND)
     ]
-    return (1 + np.argmax(np.stack(shares), axis=0)).astype(np.int32)
+    return np.asarray((1 + np.argmax(np.stack(shares), axis=0)), np.int32)
 
 
 def draw_line(mask: UInt8Array, start: FloatArray, end: FloatArray, px: float, value: int) -> None:

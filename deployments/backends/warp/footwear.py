@@ -71,7 +71,7 @@ def _sole_ends(mask: BoolArray) -> tuple[FloatArray, FloatArray]:
     height, width = mask.shape
     bottom = height - 1 - np.argmax(mask[::-1], axis=0)
     edge = max(width // 12, 1)
-    filled = mask.any(0)
+    filled = np.asarray(mask.any(0))
     toe_y = np.median(bottom[edge : 2 * edge][filled[edge : 2 * edge]]) if filled[edge] else height
     heel_y = np.median(bottom[-2 * edge : -edge]) if filled[-edge - 1] else height
     return np.array([width - 1.0, float(heel_y)]), np.array([0.0, float(toe_y)])

@@ -30,11 +30,11 @@ class Lens:
 
     @property
     def centre(self) -> FloatArray:
-        return (self.outline.max(0) + self.outline.min(0)) / 2
+        return np.asarray((self.outline.max(0) + self.outline.min(0)) / 2, np.float64)
 
     @property
     def size(self) -> FloatArray:
-        return self.outline.max(0) - self.outline.min(0)
+        return np.asarray(self.outline.max(0) - self.outline.min(0), np.float64)
 
     def is_alike(self, other: "Lens") -> bool:
         """Whether both are seen from the same angle, as in a front view."""
@@ -49,10 +49,12 @@ class Lens:
 def find_lenses(rgba_hwc: UInt8Array) -> tuple[Lens, Lens] | None:
     """The two lenses, left one first; None where no two blobs look like lenses."""
     scale = WORK_PX / max(rgba_hwc.shape[:2])
-    small = cv2.resize(rgba_hwc, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    lab = cv2.cvtColor(small[..., :3].astype(np.float32) / 255.0, cv2.COLOR_RGB2LAB)
+    size = [max(round(side * scale), 8) for side in rgba_hwc.shape[1::-1]]
+    small = np.asarray(cv2.resize(rgba_hwc, size, interpolation=cv2.INTER_AREA), np.uint8)
+    rgb = small[..., :3].astype(np.float32) / 255.0
+    lab = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB), np.float32)
     candidates = _holes(small[..., 3], lab)
-    gradient = _gradient(cv2.GaussianBlur(lab, (0, 0), 1.0))
+    gradient = _gradient(np.asarray(cv2.GaussianBlur(lab, (0, 0), 1.0), np.float32))
     for level in SMOOTH_LEVELS:
         candidates += _blobs((gradient < level) & (small[..., 3] > 200), small[..., 3], lab)
     best = max(combinations(candidates, 2), key=lambda pair: _score(*pair), default=None)
@@ -68,7 +70,7 @@ def _enlarged(lens: Lens, scale: float) -> Lens:
 
 def _gradient(lab: NDArray[np.float32]) -> NDArray[np.float32]:
     dx, dy = (cv2.Sobel(lab, cv2.CV_32F, *order, scale=0.25) for order in ((1, 0), (0, 1)))
-    return np.sqrt((dx**2 + dy**2).sum(-1))
+    return np.asarray(np.sqrt((dx**2 + dy**2).sum(-1)), np.float32)
 
 
 def _holes(alpha_hw: UInt8Array, lab: NDArray[np.float32]) -> list[Lens]:
@@ -131,7 +133,7 @@ def _same_glass(
     count, labels = cv2.connectedComponents(same)
     sizes = np.bincount(labels[blob], minlength=count)
     points = cv2.findNonZero((labels == int(sizes[1:].argmax()) + 1).astype(np.uint8))
-    return cv2.convexHull(points)[:, 0].astype(np.float64)
+    return np.asarray(cv2.convexHull(points)[:, 0], np.float64)
 
 
 def _score(one: Lens, other: Lens) -> float:
@@ -151,4 +153,4 @@ def _score(one: Lens, other: Lens) -> float:
         return 0.0
     # Perspective shrinks the far lens in width; a lens much taller than its twin has swallowed rim.
     alike = (min(left.size[1], right.size[1]) / height) ** 2 * (1.0 - colour / 30.0) ** 2
-    return (one.area_px + other.area_px) * alike
+    return float((one.area_px + other.area_px) * alike)

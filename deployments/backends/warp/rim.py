@@ -28,7 +28,8 @@ def repair_rim(half_hwc: UInt8Array, outline: FloatArray, lens_hw: UInt8Array) -
     lower = lower[lower > 2.0]
     if upper_px < 3.0 or lower.size == 0:
         return out
-    distance = cv2.distanceTransform((lens_hw < 128).astype(np.uint8), cv2.DIST_L2, 5)
+    outside = (lens_hw < 128).astype(np.uint8)
+    distance = np.asarray(cv2.distanceTransform(outside, cv2.DIST_L2, 5), np.float32)
     x0, x1 = outline[:, 0].min(), outline[:, 0].max()
     y, x = np.mgrid[: out.shape[0], : out.shape[1]]
     # The outer end and the nose pad are not rim.

@@ -47,8 +47,8 @@ def split_front(rgba_hwc: UInt8Array, step: FloatArray) -> UInt8Array:
     width = rgba_hwc.shape[1]
     mask = (rgba_hwc[..., 3] > 127).astype(np.uint8)
     # As far as the shoe is convex it lies where both x and x + step are in the outline.
-    front = mask & _moved(cv2.dilate(mask, _disc(0.012 * width)), -step)
-    front = cv2.morphologyEx(front, cv2.MORPH_OPEN, _disc(0.008 * width))
+    front = mask & _moved(_dilated(mask, _disc(0.012 * width)), -step)
+    front = np.asarray(cv2.morphologyEx(front, cv2.MORPH_OPEN, _disc(0.008 * width)), np.uint8)
     rest = mask & (1 - front)
     behind = cv2.dilate(_moved(mask, step), _disc(0.012 * width))
     lab = _lab(rgba_hwc, 0.006 * width)
@@ -100,7 +100,7 @@ def _score(
 ) -> float:
     """How well what shows of the rear shoe looks like the front shoe moved there."""
     step = np.array(at, np.float64)
-    front = mask & _moved(cv2.dilate(mask, np.ones((5, 5), np.uint8)), -step)
+    front = mask & _moved(_dilated(mask, np.ones((5, 5), np.uint8)), -step)
     rear = _moved(front, step)
     area = max(float(mask.sum()), 1.0)
     if float(((front | rear) & mask).sum()) < MIN_EXPLAINED * area:
@@ -162,6 +162,10 @@ def _moved(mask: UInt8Array, step: FloatArray) -> UInt8Array:
     matrix = np.array([[1, 0, step[0]], [0, 1, step[1]]], np.float64)
     moved = cv2.warpAffine(mask, matrix, mask.shape[::-1], flags=cv2.INTER_NEAREST)
     return np.asarray(moved, np.uint8)
+
+
+def _dilated(mask: UInt8Array, kernel: UInt8Array) -> UInt8Array:
+    return np.asarray(cv2.dilate(mask, kernel), np.uint8)
 
 
 def _disc(radius_px: float) -> UInt8Array:

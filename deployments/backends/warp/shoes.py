@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from deployments.backends.warp.cutout import cut_out
 from deployments.backends.warp.feet import Foot, find_feet, fit_to_shoe
-from deployments.backends.warp.footparts import LEG, SHOE, label_parts
+from deployments.backends.warp.footparts import LEG, SHOE, draw_line, label_parts
 from deployments.backends.warp.footwear import Shoe, read_shoe
 from deployments.backends.warp.light import scene_gain, scene_tint
 from deployments.backends.warp.window import cut_window, find_window, paste_window, soften_inside
@@ -77,10 +77,10 @@ def _place(request: ExpertRequest, shoe: Shoe, foot: Foot) -> _Placed:
     )
     foot = fit_to_shoe(foot, old > 0)
     matrix, scale = _similarity(shoe, foot, _height(foot, old > 0))
-    flat = shoe.image_hwc.astype(np.float32)
+    flat: Float32Array = shoe.image_hwc.astype(np.float32)
     flat[..., :3] *= flat[..., 3:] / 255.0
     if scale < 1.0:
-        flat = cv2.GaussianBlur(flat, (0, 0), 0.45 / scale)
+        flat = np.asarray(cv2.GaussianBlur(flat, (0, 0), 0.45 / scale), np.float32)
     size = request.region_hw.shape[::-1]
     method = cv2.INTER_LINEAR if scale < 1.0 else cv2.INTER_CUBIC
     shown = cv2.warpAffine(flat, matrix, size, flags=method)
@@ -123,9 +123,8 @@ def _without_old(request: ExpertRequest, placed: list[_Placed]) -> UInt8Array:
         hidden = (one.cover > 0.95) | (one.leg > 0.5)
         # Between collar and hem the old shoe passes for a sock; ground would look like a gap.
         sock = np.zeros_like(hole)
-        ends = [one.foot.ankle - one.foot.up * 0.3 * length_px, one.foot.ankle]
-        ends = [tuple(int(v) for v in np.rint(end)) for end in ends]
-        cv2.line(sock, ends[0], ends[1], 1, max(round(0.45 * length_px), 1))
+        low = one.foot.ankle - one.foot.up * 0.3 * length_px
+        draw_line(sock, low, one.foot.ankle, 0.45 * length_px, 1)
         hole |= np.where(hidden | (sock > 0), 0, grown).astype(np.uint8)
     hole[request.region_hw == 0] = 0
     if not hole.any():
@@ -138,9 +137,8 @@ def _contact_shadow(one: _Placed) -> Float32Array:
     """Soft darkness that the sole throws on the ground, in [0, 1]."""
     length_px = one.foot.length_px
     x, y = -one.foot.up * 0.03 * length_px
-    low = np.zeros_like(one.cover)
-    ends = (tuple(int(v) for v in np.rint(end)) for end in (one.foot.heel, one.foot.toe))
-    cv2.line(low, next(ends), next(ends), 1.0, max(round(0.16 * length_px), 1))
+    low = np.zeros(one.cover.shape, np.uint8)
+    draw_line(low, one.foot.heel, one.foot.toe, 0.16 * length_px, 1)
     matrix = np.array([[1, 0, x], [0, 1, y]], np.float64)
     sole = cv2.warpAffine(one.cover * low, matrix, low.shape[::-1])
     return np.asarray(cv2.GaussianBlur(sole, (0, 0), max(0.035 * length_px, 0.6)), np.float32)

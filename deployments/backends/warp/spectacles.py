@@ -136,7 +136,7 @@ def _straighten(
     bridge = np.array([[[bridge_x, (top(bridge_x) + bottom(bridge_x)) / 2]]])
     end = float(cv2.perspectiveTransform(bridge, matrix)[0, 0, 0])
     end = float(np.clip(end, pad_x + 1.02 * lens_px, pad_x + 1.4 * lens_px))
-    return matrix, (max(round(end), 4), max(round(2 * pad_y + height_px), 4)), lens_px
+    return np.asarray(matrix), (max(round(end), 4), max(round(2 * pad_y + height_px), 4)), lens_px
 
 
 def _tangents(near: Lens, far: Lens) -> list[np.poly1d]:
@@ -210,7 +210,7 @@ def _outer_end(alpha_hw: UInt8Array, lens_x: float, lens_px: float) -> float:
 def _between(alpha_hw: UInt8Array, start: float, end: float) -> UInt8Array:
     x = np.arange(alpha_hw.shape[1])
     keep = np.clip(np.minimum(x - start + 0.5, end - x - 0.5), 0.0, 1.0)
-    return np.rint(alpha_hw * keep[None]).astype(np.uint8)
+    return np.asarray(np.rint(alpha_hw * keep[None]), np.uint8)
 
 
 def _near_piece(alpha_hw: UInt8Array, lens_hw: UInt8Array) -> UInt8Array:
@@ -245,7 +245,8 @@ def _warp(image: UInt8Array, matrix: FloatArray, size: tuple[int, int]) -> UInt8
     alpha = image[..., 3:].astype(np.float32) / 255.0
     flat = np.dstack([image[..., :3] * alpha, alpha * 255.0])
     moved = cv2.warpPerspective(flat, matrix, size, flags=cv2.INTER_LINEAR)
-    moved[..., :3] /= np.maximum(moved[..., 3:] / 255.0, 1e-3)
+    colour = moved[..., :3] / np.maximum(moved[..., 3:] / 255.0, 1e-3)
+    moved = np.dstack([colour, moved[..., 3]])
     return np.rint(np.clip(moved, 0, 255)).astype(np.uint8)
 
 
@@ -261,4 +262,4 @@ def _width(outline: NDArray[np.floating]) -> float:
 
 
 def _middle(outline: NDArray[np.floating]) -> FloatArray:
-    return ((outline.max(0) + outline.min(0)) / 2).astype(np.float64)
+    return np.asarray(((outline.max(0) + outline.min(0)) / 2), np.float64)
