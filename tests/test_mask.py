@@ -1,5 +1,6 @@
 """A mask is read under one polarity, or refused with what is wrong and what to do."""
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -46,6 +47,18 @@ def test_jpeg_mask_with_its_ringing_is_read() -> None:
     found = read(save(REGION, "JPEG", quality=70))
     assert np.count_nonzero(found != REGION) < 0.02 * REGION.size
     assert set(np.unique(found)) == {0, 255}
+
+
+def test_wide_soft_edge_is_no_photograph() -> None:
+    soft = cv2.GaussianBlur(REGION, (0, 0), 4)
+    assert ((soft > 32) & (soft < 223)).mean() > 0.15
+    assert np.array_equal(read(save(soft, "PNG")), np.where(soft > 127, 255, 0))
+
+
+def test_dark_grey_photograph_is_refused() -> None:
+    grey = np.repeat(make_rgb()[..., :1], 3, axis=2)
+    with pytest.raises(MaskRejected, match="photograph"):
+        read(save(grey, "PNG"))
 
 
 def test_red_scribble_on_black_is_a_mask() -> None:

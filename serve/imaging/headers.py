@@ -18,7 +18,7 @@ Format = Literal["png", "webp", "jpeg", "tiff", "heic"]
 SUPPORTED = "JPEG, PNG, WebP, TIFF and HEIC"
 REMEDY = f"send one of {SUPPORTED}"
 MAX_PROFILE_BYTES = 4 * 1024 * 1024  # press profiles have 0.5-3 MiB
-MAX_PNG_CHUNKS = 100_000
+MAX_CHUNKS = 100_000
 MAX_JPEG_SCANS = 100  # libjpeg's progressive script writes 10; each costs a pass over the picture
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
@@ -95,7 +95,7 @@ def strip_png(data: bytes) -> bytes:
 def _walk_png(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Every chunk as (kind, where its content starts, length), up to and with IEND."""
     at = len(_PNG_MAGIC)
-    for _ in range(MAX_PNG_CHUNKS):
+    for _ in range(MAX_CHUNKS):
         if at + 12 > len(data):
             raise InvalidImage("the PNG file is truncated", remedy="send the whole file")
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -103,7 +103,7 @@ def _walk_png(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         if kind == b"IEND":
             return
         at += 12 + length
-    raise InvalidImage(f"the PNG file has over {MAX_PNG_CHUNKS} chunks", remedy="save it anew")
+    raise InvalidImage(f"the PNG file has over {MAX_CHUNKS} chunks", remedy="save it anew")
 
 
 def _read_png(data: bytes) -> Header:
@@ -142,8 +142,8 @@ def _inflate_profile(content: bytes) -> bytes | None:
 
 def _walk_jpeg(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Every segment up to the first scan as (marker, where its content starts, length)."""
-    at = 2
-    while True:
+    at, num_segments = 2, 0
+    while num_segments < MAX_CHUNKS:
         if data[at] != 0xFF:
             raise InvalidImage("the JPEG file is damaged: no marker", remedy="save it anew")
         marker = data[at + 1]
@@ -158,6 +158,8 @@ def _walk_jpeg(data: bytes) -> Iterator[tuple[int, int, int]]:
         if marker == 0xDA:
             return
         at += 2 + length
+        num_segments += 1
+    raise InvalidImage(f"the JPEG file has over {MAX_CHUNKS} segments", remedy="save it anew")
 
 
 def _read_jpeg(data: bytes) -> Header:
@@ -201,7 +203,9 @@ def _read_webp(data: bytes) -> Header:
         raise InvalidImage("the WebP file is truncated", remedy="send the whole file")
     chunks: dict[bytes, bytes] = {}
     at = 12
-    while at + 8 <= len(data) and len(chunks) < 1000:
+    for _ in range(MAX_CHUNKS):
+        if at + 8 > len(data):
+            break
         kind, length = struct.unpack_from("<4sI", data, at)
         chunks.setdefault(kind, data[at + 8 : at + 8 + length])
         at += 8 + length + (length & 1)
