@@ -21,7 +21,7 @@ from serve.client import ApiError, ApiUnreachable, Client
 from serve.errors import ConfigError
 from serve.messages import EXPERTS
 from serve.schemas import TryOnOptions
-from serve.settings import Settings, export_ray_flags
+from serve.settings import Settings, export_ray_flags, free_port
 
 app = typer.Typer(
     name="sm4ll",
@@ -288,7 +288,7 @@ def demo(
     if url is not None:
         raise typer.Exit(run_demo(url, output, out))
     export_ray_flags()
-    from serve.local import LocalCluster, LocalOptions, free_port
+    from serve.local import LocalCluster, LocalOptions
 
     stopped = threading.Event()
     _stop_on_signals(stopped)

@@ -1,6 +1,7 @@
 """What differs per process: the only reader (and writer) of the environment."""
 
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,8 +43,31 @@ class Settings(BaseSettings):
     """Where `sm4ll up --detach` keeps its log and process id."""
 
 
-def export_ray_flags(environ: dict[str, str] | None = None) -> None:
-    """Set Ray's flags where the caller has not; before Ray starts, for it and its children."""
-    target = os.environ if environ is None else environ
+# Ports that Serve fixes by default: two local clusters on one machine would collide.
+RAY_PORT_FLAGS = (
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
+
+
+def export_ray_flags() -> None:
+    """Set Ray's flags for one local cluster, where the caller has not set them.
+
+    Comes before Ray is imported, which is when Ray reads them; its processes inherit them.
+    """
     for name, value in RAY_FLAGS.items():
-        target.setdefault(name, value)
+        os.environ.setdefault(name, value)
+    for name in RAY_PORT_FLAGS:
+        os.environ.setdefault(name, str(free_port()))
+    socket_path = f"/tmp/haproxy-serve/metrics-{os.getpid()}.sock"
+    os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH", socket_path)
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

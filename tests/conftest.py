@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from serve.client import Client
-from serve.settings import CONFIGS_DIR, export_ray_flags
+from serve.settings import CONFIGS_DIR, export_ray_flags, free_port
 
 # Ray reads its flags when it is imported, which the tests below this file do.
 export_ray_flags()
@@ -33,7 +33,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def api(family: Path) -> Iterator[Client]:
     """The whole family on the one local Ray cluster of this run, over real HTTP."""
-    from serve.local import LocalCluster, LocalOptions, free_port
+    from serve.local import LocalCluster, LocalOptions
 
     cluster = LocalCluster(LocalOptions(family=family, port=free_port(), num_cpus=16))
     try:

@@ -35,7 +35,8 @@ def png_header(width_px: int, height_px: int) -> bytes:
     ihdr = b"IHDR" + struct.pack(">IIBBBBB", width_px, height_px, 8, 2, 0, 0, 0)
     idat = b"IDAT" + zlib.compress(b"\0")
     chunks = [
-        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (ihdr, idat)
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in (ihdr, idat, b"IEND")
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 

@@ -12,12 +12,17 @@ import pytest
 
 from serve.client import Client
 from serve.demo.cases import demo_cases
-from serve.local import free_port
+from serve.settings import free_port
 from tests.pictures import encoded, photo
 
 SM4LL = (sys.executable, "-m", "serve.cli")
 EYE = next(case for case in demo_cases() if case.expert == "eye")
 BENCH_FAMILY = Path(__file__).parent / "bench" / "family.yaml"
+
+
+def fresh_environ() -> dict[str, str]:
+    """Without the flags of this run's own cluster: a person's shell has none of them."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_")}
 
 
 def sm4ll(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -26,7 +31,7 @@ def sm4ll(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, **environ},
+        env={**fresh_environ(), **environ},
     )
 
 
@@ -139,6 +144,7 @@ def up() -> Iterator[tuple[subprocess.Popen[str], str, str]]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        env=fresh_environ(),
     )
     assert process.stdout is not None
     said = ""

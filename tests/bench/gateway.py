@@ -29,7 +29,8 @@ from starlette.responses import Response
 from serve.imaging.decode import decode_image
 from serve.imaging.encode import encode_image
 from serve.imaging.limits import ImageLimits
-from serve.local import LocalCluster, LocalOptions, free_port
+from serve.local import LocalCluster, LocalOptions
+from serve.settings import free_port
 
 CONNECTIONS = (1, 8, 32)
 BODY_BYTES = {"110 KB": 110_000, "5 MB": 5_000_000}

@@ -1,0 +1,215 @@
+"""The classical masker on pictures without a person, on caching, and on the sample persons."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from deployments.segmenters.classical.segmenter import ClassicalSegmenter
+from serve.errors import SubjectNotFound
+from serve.messages import EXPERTS, Expert, SegmentReply, SegmentRequest, UInt8Array
+
+SAMPLES = Path(__file__).parents[2] / "shared" / "samples"
+WITH_FACE = ("top_1", "top_3", "bottom_1", "dress_1", "eye_1", "eye_2") + (
+    *("face_1", "face_3", "shoes_1", "shoes_2"),
+)
+WITHOUT_FACE = ("bottom_4", "dress_2")
+WITH_LEGS = ("top_1", "top_3", "bottom_1", "bottom_4", "dress_1", "dress_2", "shoes_1", "shoes_2")
+WITH_FEET = ("top_1", "shoes_1", "bottom_1", "shoes_2")
+EVERYBODY = WITH_FACE + WITHOUT_FACE
+
+# Middle between the eyes, and how far off it may be, as fractions of the picture's width.
+EYES: dict[str, tuple[float, float, float]] = {
+    "top_1": (0.472, 0.673, 0.03),
+    "top_3": (0.505, 0.409, 0.03),
+    "dress_1": (0.452, 0.211, 0.04),
+    "eye_1": (0.556, 0.445, 0.06),
+    "eye_2": (0.490, 0.421, 0.05),
+    "face_1": (0.553, 0.497, 0.05),
+    "face_3": (0.433, 0.467, 0.05),
+    "shoes_1": (0.472, 0.673, 0.03),
+    "shoes_2": (0.497, 0.415, 0.06),
+}
+
+
+def _gradient() -> UInt8Array:
+    column = np.linspace(0, 255, 480).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(column[:, None, None], (480, 320, 3)))
+
+
+def _noise() -> UInt8Array:
+    return np.random.default_rng(0).integers(0, 255, (480, 320, 3), np.uint8)
+
+
+def _plain() -> UInt8Array:
+    return np.full((480, 320, 3), (180, 140, 120), np.uint8)
+
+
+def _bricks() -> UInt8Array:
+    wall = np.full((480, 320, 3), (190, 90, 60), np.uint8)
+    wall[::24] = wall[1::24] = 120
+    for row in range(0, 480, 24):
+        wall[row : row + 24, (row // 24 % 2) * 24 :: 48] = 120
+    return wall
+
+
+NOBODY: dict[str, Callable[[], UInt8Array]] = {
+    "gradient": _gradient,
+    "noise": _noise,
+    "plain": _plain,
+    "bricks": _bricks,
+}
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> ClassicalSegmenter:
+    built = ClassicalSegmenter(64 * 2**20)
+    built.load()
+    return built
+
+
+def _request(image: UInt8Array, expert: Expert, content_hash: str) -> SegmentRequest:
+    return SegmentRequest(image, expert, content_hash)
+
+
+def _sample(name: str, file: str = "person.jpg") -> UInt8Array:
+    path = SAMPLES / name / file
+    if not path.is_file():
+        pytest.skip(f"no sample {name}")
+    return np.asarray(cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _find(segmenter: ClassicalSegmenter, names: tuple[str, ...], expert: Expert) -> dict[str, bool]:
+    found = {}
+    for name in names:
+        (outcome,) = segmenter.segment([_request(_sample(name), expert, name)])
+        found[name] = isinstance(outcome, SegmentReply)
+    return found
+
+
+@pytest.mark.parametrize("kind", NOBODY)
+def test_picture_without_a_person_is_refused_for_every_expert(
+    segmenter: ClassicalSegmenter, kind: str
+) -> None:
+    batch = [_request(NOBODY[kind](), expert, kind) for expert in EXPERTS]
+    for outcome in segmenter.segment(batch):
+        assert isinstance(outcome, SubjectNotFound)
+        assert "no person found" in outcome.detail
+        assert "mask" in outcome.remedy
+
+
+def test_failure_is_cached_as_a_fresh_error(segmenter: ClassicalSegmenter) -> None:
+    first = segmenter.segment([_request(_plain(), "top", "again")])[0]
+    second = segmenter.segment([_request(_plain(), "top", "again")])[0]
+    assert isinstance(second, SubjectNotFound)
+    assert first is not second
+
+
+@pytest.mark.parametrize("name", ["bottom_1", "dress_2", "eye_1", "shoes_2", "top_1", "top_3"])
+def test_product_on_its_own_is_nobody(segmenter: ClassicalSegmenter, name: str) -> None:
+    image = _sample(name, "product.jpg")
+    scale = min(1.0, 1024 / max(image.shape))
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    (outcome,) = segmenter.segment([_request(np.asarray(small, np.uint8), "top", f"p-{name}")])
+    assert isinstance(outcome, SubjectNotFound)
+
+
+def test_second_expert_on_the_same_person_comes_from_the_cache() -> None:
+    image = _sample("top_1")
+    segmenter = ClassicalSegmenter(64 * 2**20)
+    segmenter.load()
+    first, twin = segmenter.segment([_request(image, "eye", "a"), _request(image, "top", "a")])
+    (second,) = segmenter.segment([_request(image, "bottom", "a")])
+    assert isinstance(first, SegmentReply)
+    assert isinstance(twin, SegmentReply)
+    assert isinstance(second, SegmentReply)
+    assert (first.cached, twin.cached, second.cached) == (False, False, True)
+    assert (first.batch_size, second.batch_size) == (2, 1)
+    assert first.silhouette_hw is twin.silhouette_hw is second.silhouette_hw
+
+
+def test_without_room_nothing_is_cached() -> None:
+    image = _sample("top_1")
+    segmenter = ClassicalSegmenter(0)
+    segmenter.load()
+    for _ in range(2):
+        (reply,) = segmenter.segment([_request(image, "top", "a")])
+        assert isinstance(reply, SegmentReply)
+        assert not reply.cached
+
+
+def test_same_picture_gives_the_same_arrays_in_fresh_segmenters() -> None:
+    image = _sample("eye_2")
+    replies = []
+    for _ in range(2):
+        segmenter = ClassicalSegmenter(0)
+        segmenter.load()
+        cv2.setRNGSeed(len(replies))  # whatever state OpenCV's generator is in must not matter
+        (reply,) = segmenter.segment([_request(image, "top", "a")])
+        assert isinstance(reply, SegmentReply)
+        replies.append(reply)
+    one, other = replies
+    assert np.array_equal(one.silhouette_hw, other.silhouette_hw)
+    assert np.array_equal(one.region_hw, other.region_hw)
+    assert one.landmarks == other.landmarks
+
+
+@pytest.mark.parametrize("expert", ["eye", "face"])
+def test_visible_faces_are_found(segmenter: ClassicalSegmenter, expert: Expert) -> None:
+    found = _find(segmenter, WITH_FACE, expert)
+    assert sum(found.values()) >= 9, found
+
+
+@pytest.mark.parametrize("expert", ["eye", "face"])
+def test_face_under_a_hat_is_refused(segmenter: ClassicalSegmenter, expert: Expert) -> None:
+    assert not any(_find(segmenter, WITHOUT_FACE, expert).values())
+
+
+@pytest.mark.parametrize("name", EYES)
+def test_eyes_lie_where_they_are(segmenter: ClassicalSegmenter, name: str) -> None:
+    image = _sample(name)
+    (reply,) = segmenter.segment([_request(image, "eye", name)])
+    assert isinstance(reply, SegmentReply)
+    points, width = reply.landmarks.points, image.shape[1]
+    middle = (np.array(points["left_eye"]) + np.array(points["right_eye"])) / 2 / width
+    x, y, tolerance = EYES[name]
+    assert np.abs(middle - (x, y)).max() < tolerance
+    assert points["left_eye"][0] > points["right_eye"][0]
+    assert reply.region_hw[round(middle[1] * width), round(middle[0] * width)] == 255
+
+
+@pytest.mark.parametrize("expert", ["top", "dress", "bg"])
+def test_everybody_has_a_torso_and_a_background(
+    segmenter: ClassicalSegmenter, expert: Expert
+) -> None:
+    found = _find(segmenter, EVERYBODY, expert)
+    assert all(found.values()), found
+
+
+def test_legs_are_found_where_they_are_visible(segmenter: ClassicalSegmenter) -> None:
+    assert all(_find(segmenter, WITH_LEGS, "bottom").values())
+    assert not any(_find(segmenter, ("eye_1", "eye_2", "face_1", "face_3"), "bottom").values())
+
+
+def test_feet_are_found_where_they_are_visible(segmenter: ClassicalSegmenter) -> None:
+    assert all(_find(segmenter, WITH_FEET, "shoes").values())
+    without = tuple(name for name in EVERYBODY if name not in WITH_FEET)
+    assert not any(_find(segmenter, without, "shoes").values())
+
+
+@pytest.mark.parametrize("name", EVERYBODY)
+def test_regions_are_binary_and_background_spares_the_person(
+    segmenter: ClassicalSegmenter, name: str
+) -> None:
+    image = _sample(name)
+    for outcome in segmenter.segment([_request(image, expert, name) for expert in EXPERTS[:-1]]):
+        if isinstance(outcome, SegmentReply):
+            assert outcome.region_hw.shape == image.shape[:2]
+            assert set(np.unique(outcome.region_hw)) <= {0, 255}
+            assert 0.0005 < float((outcome.region_hw > 0).mean()) < 0.95
+    (reply,) = segmenter.segment([_request(image, "bg", name)])
+    assert isinstance(reply, SegmentReply)
+    assert not reply.region_hw[reply.silhouette_hw > 127].any()
+    assert reply.region_hw.max() == 255
