@@ -77,7 +77,8 @@ class Cascades:
             copy, search.step, search.neighbors, minSize=(low, low), maxSize=(high, high)
         )
         hits = []
-        for x, y, width, height in np.asarray(boxes, np.float64).reshape(-1, 4):
+        # OpenCV's threads finish in any order; sorted, the same picture gives the same answer.
+        for x, y, width, height in sorted(map(tuple, np.array(boxes, float).reshape(-1, 4))):
             centre_x = turned_hw.shape[1] - x - width / 2 if mirrored else x + width / 2
             spot = back @ np.array([centre_x, y + height / 2, 1.0])
             hits.append(Hit(name, float(spot[0]), float(spot[1]), float(width), roll, facing))

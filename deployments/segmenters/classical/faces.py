@@ -18,12 +18,17 @@ LOOK_SIDE_PX = 126
 NEAR_SIDE_PX = 201
 LOOK_ROLLS = (-30.0, -15.0, 0.0, 15.0, 30.0)
 NEAR_ROLLS = (-30.0, -20.0, -10.0, 0.0, 10.0, 20.0, 30.0)
-MIN_NEAR_VOTES = 4
+MIN_NEAR_VOTES = 3
+MIN_NEAR_FRONTAL = 2
 ENOUGH_VOTES = 4.0
 MIN_VOTES = 2.6
 MIN_SUSPICION = 1.7
 MIN_SKIN = 0.3
 MIN_NEAR_SKIN = 0.5
+MIN_RELIEF = 2.0
+"""Faces measure 5 and more, thighs and shoulders about 1."""
+RELIEF_AREA = (slice(45, 90), slice(40, 86))
+"""Rows and columns of a close-up that hold brows to mouth."""
 PROFILE_VOTE = 0.9
 MERGE_DISTANCE = 0.5
 
@@ -108,7 +113,7 @@ class FaceFinder:
     def _look(self, picture: "_Picture", proposal: Hit) -> FaceFound | None:
         """Look again at several angles; a face answers at many, a window or a knee at one."""
         skin = picture.skin_fraction(proposal)
-        if skin < MIN_SKIN:
+        if skin < MIN_SKIN or picture.relief(proposal) < MIN_RELIEF:
             return None
         close, to_picture = picture.close_up(proposal)
         votes: list[Hit] = []
@@ -117,7 +122,8 @@ class FaceFinder:
             frontal = sum(vote.facing == 0 for vote in votes)
             if name == "frontalface_default" and frontal >= ENOUGH_VOTES:
                 break
-        if _weigh(votes) >= MIN_VOTES:
+        # Knees and thighs pass for profiles at a first look; only frontal votes are taken at once.
+        if _weigh(votes) >= MIN_VOTES and sum(vote.facing == 0 for vote in votes) >= 2:
             return _agree(votes, to_picture, skin)
         if _weigh(votes) < MIN_SUSPICION:
             return None
@@ -126,7 +132,7 @@ class FaceFinder:
     def _look_again(self, picture: "_Picture", suspect: Hit) -> FaceFound | None:
         """Centred on what was suspected and in finer steps, a profile answers more often."""
         skin = picture.skin_fraction(suspect)
-        if skin < MIN_NEAR_SKIN:
+        if skin < MIN_NEAR_SKIN or picture.relief(suspect) < MIN_RELIEF:
             return None
         close, to_picture = picture.close_up(suspect, equalized=False)
         votes = [
@@ -135,7 +141,9 @@ class FaceFinder:
             for vote in self._vote(close, name, NEAR_ROLLS)
         ]
         cluster = max((_beside(vote, votes) for vote in votes), key=len, default=[])
-        if len({(vote.cascade, vote.roll) for vote in cluster}) < MIN_NEAR_VOTES:
+        rolls = {(vote.facing, vote.roll) for vote in cluster}
+        frontal = sum(facing == 0 for facing, _ in rolls)
+        if frontal < MIN_NEAR_FRONTAL and len(rolls) < MIN_NEAR_VOTES:
             return None
         return _agree(cluster, to_picture, skin)
 
@@ -182,6 +190,12 @@ class _Picture:
         if equalized:
             close = cv2.createCLAHE(2.0, (3, 3)).apply(close)
         return np.asarray(close, np.uint8), (1 / scale, left, top)
+
+    def relief(self, hit: Hit) -> float:
+        """Mean vertical change in grey values per pixel of a small copy: brows, eyes, mouth."""
+        close, _ = self.close_up(hit, equalized=False)
+        inner = close[RELIEF_AREA].astype(np.float32)
+        return float(np.abs(cv2.Sobel(inner, cv2.CV_32F, 0, 1)).mean()) / 8.0
 
     def skin_fraction(self, hit: Hit) -> float:
         """Over the middle of the box, where even in profile there is face."""

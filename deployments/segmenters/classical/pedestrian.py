@@ -51,4 +51,4 @@ class PedestrianFinder:
             for box, weight in zip(boxes, np.ravel(weights), strict=True)
         ]
         tall = [one for one in found if one.height > 0.5 * image_hwc.shape[0]]
-        return max(tall, key=lambda one: one.weight, default=None)
+        return max(tall, key=lambda one: (one.weight, one.x, one.y), default=None)
