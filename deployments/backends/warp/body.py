@@ -11,9 +11,9 @@ from serve.messages import Landmarks, Point, UInt8Array
 FloatArray = NDArray[np.float64]
 
 _TORSO_PER_SHOULDER = 1.35
-"""Shoulder-to-hip length over shoulder width of joints, of an average adult seen from the front."""
+"""Shoulder-to-hip length over width of the shoulder joints, of an average adult from the front."""
 _MODEL = ((-0.2, 0.0, 0.3, 0.62, 1.0, 1.3, 2.0, 3.0), (0.5, 0.55, 0.5, 0.42, 0.5, 0.5, 0.36, 0.3))
-"""Half-width of a body in shoulder widths at multiples of the torso's length below the shoulders."""
+"""Half-width of a body in shoulder widths at multiples of the torso's length from the shoulders."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,20 +30,31 @@ class Part:
     is_sleeve: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Masks that a garment is fitted to, (H, W), 255 inside."""
+
+    person_hw: UInt8Array
+    garment_hw: UInt8Array
+    """The old garment where it is known, else the person."""
+    region_hw: UInt8Array
+
+
 def fit_upper(
     product_hwc: UInt8Array,
     outline: GarmentOutline,
     body: Body,
-    silhouette_hw: UInt8Array | None,
+    seen: Seen,
     is_dress: bool,
 ) -> list[Part]:
     """Place a top or a dress; parts in drawing order, the last one in front."""
     path = body.axis(with_legs=is_dress)
+    silhouette_hw = seen.garment_hw
     chest_px = _chest_width(body, path, silhouette_hw)
     width_scale, length_scale = _upper_scales(outline, body, chest_px, is_dress)
     rows = np.linspace(-2.0, outline.hem_y + 2.0, 28)
     stretch = _stretch_to_waist(outline, body, length_scale) if is_dress else length_scale
-    start = -_shoulder_rise(body, silhouette_hw)
+    start = -_shoulder_rise(body, seen.person_hw)
     t = _lengths(rows - outline.shoulder_y, start, body, stretch, length_scale)
     place, across = _frames(path, t, body)
     stretch_limit = 1.3 if is_dress else 1.14
@@ -58,16 +69,14 @@ def fit_upper(
         if sleeve is not None:
             ends = [_carry(source, target, point) for point in (sleeve.shoulder, sleeve.armpit)]
             parts.append(
-                _fit_sleeve(product_hwc, sleeve, body, side, ends, width_scale, silhouette_hw)
+                _fit_sleeve(product_hwc, sleeve, body, side, ends, width_scale, seen)
             )
     return [torso, *parts]
 
 
-def _chest_width(body: Body, path: Path, silhouette_hw: UInt8Array | None) -> float:
+def _chest_width(body: Body, path: Path, silhouette_hw: UInt8Array) -> float:
     """Width of the chest: of the shoulders, unless the torso is seen to be narrower."""
     shoulder = float(np.clip(body.shoulder_px, 0.8 * body.unit_px, None))
-    if silhouette_hw is None:
-        return shoulder
     t = np.linspace(0.35, 0.75, 7) * body.torso_px
     place, across = _frames(path, t, body)
     limit = np.full(len(t), shoulder)
@@ -104,18 +113,15 @@ def _stretch_to_waist(outline: GarmentOutline, body: Body, scale: float) -> floa
     return float(np.clip(wanted, 0.75 * scale, 1.25 * scale))
 
 
-def _shoulder_rise(body: Body, silhouette_hw: UInt8Array | None) -> float:
+def _shoulder_rise(body: Body, silhouette_hw: UInt8Array) -> float:
     """How far the shoulders' outline lies above their joints, along the torso."""
-    usual = 0.10 * body.unit_px
-    if silhouette_hw is None:
-        return usual
     inner = [0.8 * joint + 0.2 * np.mean(body.shoulders, axis=0) for joint in body.shoulders]
     up = np.array([body.across[1], -body.across[0]])
     limit = np.full(2, 0.3 * body.unit_px)
     seen = ray_half_widths(silhouette_hw, np.array(inner), np.array([up, up]), limit)
     # Hair or raised arms above a shoulder read as too far.
     plausible = seen[seen < 0.27 * body.unit_px]
-    return float(np.clip(plausible.min(), 0.0, limit[0])) if plausible.size else usual
+    return float(np.clip(plausible.min(), 0.0, limit[0])) if plausible.size else 0.10 * body.unit_px
 
 
 def _lengths(rows: FloatArray, start: float, body: Body, upper: float, lower: float) -> FloatArray:
@@ -138,13 +144,35 @@ def _frames(path: Path, t: FloatArray, body: Body) -> tuple[FloatArray, FloatArr
     return place, across / np.linalg.norm(across, axis=1, keepdims=True)
 
 
+def _recentre(
+    place: FloatArray,
+    across: FloatArray,
+    t: FloatArray,
+    body: Body,
+    silhouette_hw: UInt8Array,
+) -> FloatArray:
+    """Move the axis to the middle of what is seen, where that is as wide as a body."""
+    model = body.model_half_width(t)
+    sides = [ray_half_widths(silhouette_hw, place, sign * across, 2.2 * model) for sign in (-1, 1)]
+    width = sides[0] + sides[1]
+    plausible = (width > 1.1 * model) & (width < 3.0 * model) & (t > 0.25 * body.torso_px)
+    plausible &= (sides[0] > 1) & (sides[1] > 1)
+    shift = np.clip((sides[1] - sides[0]) / 2, -0.6 * model, 0.6 * model)
+    if plausible.sum() < 3:
+        return place
+    order = np.arange(len(t))
+    known = np.interp(order, order[plausible], shift[plausible])
+    fade = np.clip(t / (0.5 * body.torso_px), 0.0, 1.0)
+    return place + (smooth(known, 5) * fade)[:, None] * across
+
+
 def _half_widths(
     rows: FloatArray,
     outline: GarmentOutline,
     body: Body,
     scale: float,
     frames: tuple[FloatArray, FloatArray, FloatArray],
-    silhouette_hw: UInt8Array | None,
+    silhouette_hw: UInt8Array,
     stretch_limit: float,
 ) -> FloatArray:
     """(n, 2): how far the garment reaches to the left and right of the axis."""
@@ -154,11 +182,9 @@ def _half_widths(
     own = np.interp(index, np.arange(len(outline.left)), outline.right - outline.left) * scale / 2
     halves = []
     for sign in (-1.0, 1.0):
-        reach = model
-        if silhouette_hw is not None:
-            seen = ray_half_widths(silhouette_hw, place, sign * across, 1.6 * model)
-            # An arm beside the body or a picture's edge reads as far too wide.
-            reach = np.where(seen > 1.35 * model, model, seen.clip(0.8 * model, 1.3 * model))
+        seen = ray_half_widths(silhouette_hw, place, sign * across, 1.6 * model)
+        # An arm beside the body or a picture's edge reads as far too wide.
+        reach = np.where(seen > 1.35 * model, model, seen.clip(0.8 * model, 1.3 * model))
         below = np.clip((t / max(body.torso_px, 1.0) - 0.15) / 0.2, 0.0, 1.0)
         covering = np.clip(1.03 * reach, own, stretch_limit * own)
         halves.append(smooth((1 - below) * own + below * covering, 2))
@@ -226,7 +252,7 @@ def _fit_sleeve(
     side: int,
     ends: list[FloatArray],
     scale: float,
-    silhouette_hw: UInt8Array | None,
+    seen: Seen,
 ) -> Part:
     """Lay the sleeve along the arm, from the armhole that the body of the garment ends in."""
     shoulder, elbow, wrist = body.arms[side]
@@ -234,11 +260,12 @@ def _fit_sleeve(
     path = trace([0.5 * (start + shoulder), elbow, wrist], 0.15 * body.torso_px)
     steps = np.linalg.norm(np.diff(sleeve.axis, axis=0), axis=1)
     along = np.concatenate([[0.0], np.cumsum(steps)])
-    t = along * _sleeve_length_scale(along[-1], path, scale)
+    t = along * _sleeve_length_scale(along[-1], path, scale, seen.region_hw)
     place, tangent = path.at(t)
     # Arms taper; a sleeve is never tighter than the arm in it.
     taper = np.interp(t / path.length_px, [0.0, 0.5, 1.0], [0.17, 0.13, 0.09])
     half = np.maximum(sleeve.half_widths * scale, taper * body.unit_px)
+    place, half = _cover_arm(seen.garment_hw, (place, tangent, half), side)
     source = _ribs(sleeve.axis, np.gradient(sleeve.axis, axis=0), sleeve.half_widths)
     target = _ribs(place, tangent, half)
     if not sleeve.hangs:
@@ -248,6 +275,20 @@ def _fit_sleeve(
         target = target + (_armhole(ends, sleeve, source[0]) - target[0]) * fade
     only = _only_sleeve(product_hwc, sleeve, side)
     return Part(only, _lengthen(source), _lengthen(target), is_sleeve=True)
+
+
+def _cover_arm(
+    silhouette_hw: UInt8Array, strip: tuple[FloatArray, FloatArray, FloatArray], side: int
+) -> tuple[FloatArray, FloatArray]:
+    """Widen a sleeve outward over what is seen beside it of the old one."""
+    place, tangent, half = strip
+    normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
+    # Going down an arm, its outer side is to the left of the image's left arm.
+    outward = normal if side == 0 else -normal
+    seen = ray_half_widths(silhouette_hw, place, outward, 1.8 * half)
+    extra = np.where(seen > 1.7 * half, 0.0, np.clip(1.05 * seen - half, 0.0, 0.45 * half))
+    extra = smooth(extra, 2)
+    return place + 0.5 * extra[:, None] * outward, half + 0.5 * extra
 
 
 def _ribs(axis: FloatArray, direction: FloatArray, half: FloatArray) -> Grid:
@@ -272,10 +313,17 @@ def _armhole(ends: list[FloatArray], sleeve: Sleeve, rib: FloatArray) -> FloatAr
     return np.asarray((first + last) / 2 + columns[:, None] * (last - first) / 2)
 
 
-def _sleeve_length_scale(length: float, path: Path, scale: float) -> float:
-    """A long sleeve ends at the wrist, whatever the arm's length; a short one keeps its size."""
-    is_long = length * scale > 0.72 * path.length_px
-    return 1.03 * path.length_px / length if is_long else scale
+def _sleeve_length_scale(length: float, path: Path, scale: float, region_hw: UInt8Array) -> float:
+    """A long sleeve ends at the wrist, or where the region does; a short one keeps its size."""
+    if length * scale < 0.72 * path.length_px:
+        return scale
+    t = np.linspace(0.5, 1.03, 40) * path.length_px
+    xy = np.rint(path.at(t)[0]).astype(int)
+    within = (xy >= 0).all(axis=1) & (xy < np.array(region_hw.shape)[::-1]).all(axis=1)
+    barred = np.zeros(len(t), bool)
+    barred[within] = region_hw[xy[within, 1], xy[within, 0]] == 0
+    end = t[barred.argmax()] if barred.any() else t[-1]
+    return float(end / length)
 
 
 def _only_sleeve(product_hwc: UInt8Array, sleeve: Sleeve, side: int) -> UInt8Array:
@@ -297,44 +345,47 @@ class LowerFrame:
     long: float
     """Of what hangs below the crotch, or of a whole skirt."""
     hip_half: tuple[float, float]
-    silhouette_hw: UInt8Array | None
+    silhouette_hw: UInt8Array
 
 
 def fit_lower(
     product_hwc: UInt8Array,
     outline: GarmentOutline,
     body: Body,
-    silhouette_hw: UInt8Array | None,
+    seen: Seen,
 ) -> list[Part]:
     """Place trousers, shorts or a skirt; the leg that ends lower is drawn in front."""
     path = body.axis(with_legs=True)
-    waist_t, crotch_t = 0.76 * body.torso_px, 1.2 * body.torso_px
-    hip_half = _hip_half_widths(body, path, silhouette_hw)
+    waist_t, crotch_t = _find_waist(body, path, seen.region_hw), 1.2 * body.torso_px
+    hip_half = _hip_half_widths(body, path, seen.garment_hw)
     wide, long = _lower_scale(outline, body, hip_half, path.length_px - crotch_t)
-    frame = LowerFrame(path, waist_t, crotch_t, wide, long, hip_half, silhouette_hw)
+    frame = LowerFrame(path, waist_t, crotch_t, wide, long, hip_half, seen.garment_hw)
     if outline.crotch_y is None:
         return [_fit_skirt(product_hwc, outline, body, frame)]
     order = sorted((0, 1), key=lambda side: float(body.legs[side][2][1]))
     return [_fit_leg(product_hwc, outline, body, side, frame) for side in order]
 
 
-def _hip_half_widths(
-    body: Body, path: Path, silhouette_hw: UInt8Array | None
-) -> tuple[float, float]:
+def _find_waist(body: Body, path: Path, region_hw: UInt8Array) -> float:
+    """Length at which the region begins: there the old waistband is, or the top that hides it."""
+    t = np.linspace(0.55, 1.0, 40) * body.torso_px
+    xy = np.rint(path.at(t)[0]).astype(int).clip(0, np.array(region_hw.shape)[::-1] - 1)
+    inside = region_hw[xy[:, 1], xy[:, 0]] > 127
+    return float(t[inside.argmax()]) if inside.any() else 0.76 * body.torso_px
+
+
+def _hip_half_widths(body: Body, path: Path, silhouette_hw: UInt8Array) -> tuple[float, float]:
     """How far the hips reach to the left and right of the axis."""
     t = np.array([0.95, 1.05, 1.15]) * body.torso_px
     place, across = _frames(path, t, body)
     model = 0.52 * body.unit_px
     found = []
     for sign in (-1.0, 1.0):
-        reach = model
-        if silhouette_hw is not None:
-            limit = np.full(len(t), 1.8 * model)
-            seen = float(np.median(ray_half_widths(silhouette_hw, place, sign * across, limit)))
-            reach = (
-                model if seen > 1.7 * model else float(np.clip(seen, 0.75 * model, 1.35 * model))
-            )
-        found.append(reach)
+        limit = np.full(len(t), 1.8 * model)
+        seen = float(np.median(ray_half_widths(silhouette_hw, place, sign * across, limit)))
+        found.append(
+            model if seen > 1.7 * model else float(np.clip(seen, 0.75 * model, 1.35 * model))
+        )
     return found[0], found[1]
 
 
@@ -405,13 +456,28 @@ def _fit_leg(
     inner_leg, outer_leg = _leg_target(body, side, frame, (t, own))
     below = np.clip((t - frame.crotch_t) / (0.24 * body.torso_px) + 0.4, 0.0, 1.0)[:, None]
     below = below * below * (3 - 2 * below)
-    inner = (1 - below) * place + below * inner_leg
+    apart = _legs_apart(frame, (place, inner_leg), t > frame.crotch_t)[:, None]
+    inner = (1 - below * apart) * place + below * apart * inner_leg
     outer = (1 - below) * outer_top + below * outer_leg
     columns = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.25])
     y = np.broadcast_to(rows[:, None], (len(rows), len(columns)))
     x = source_in[:, None] + columns * (source_out - source_in)[:, None]
     target = inner[:, None] + columns[None, :, None] * (outer - inner)[:, None]
     return Part(_only_leg(product_hwc, outline, side), np.stack([x, y], axis=-1), target)
+
+
+def _legs_apart(
+    frame: LowerFrame, edges: tuple[FloatArray, FloatArray], is_leg: NDArray[np.bool_]
+) -> FloatArray:
+    """(n,) 1 where something else than the person shows between the legs, 0 where they touch."""
+    silhouette = frame.silhouette_hw
+    shares = np.linspace(0.0, 0.8, 8)[:, None, None]
+    xy = np.rint((1 - shares) * edges[0] + shares * edges[1]).astype(int)
+    xy = xy.clip(0, np.array(silhouette.shape)[::-1] - 1)
+    gap = (silhouette[xy[..., 1], xy[..., 0]] < 128).any(axis=0) & is_leg
+    first = int(gap.argmax()) if gap.any() else len(gap)
+    apart = (np.arange(len(gap)) >= first).astype(float)
+    return smooth(apart, 2)
 
 
 def _leg_target(
@@ -429,9 +495,8 @@ def _leg_target(
     centre, tangent = limb.at((t - frame.crotch_t) / span * reach)
     normal = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1)
     inner = outer = np.maximum(own / 2, 0.12 * body.unit_px)
-    if frame.silhouette_hw is not None:
-        seen = ray_half_widths(frame.silhouette_hw, centre, sign * normal, 1.6 * outer)
-        outer = np.where(seen > 1.5 * outer, outer, np.clip(1.06 * seen, outer, 1.12 * outer))
+    seen = ray_half_widths(frame.silhouette_hw, centre, sign * normal, 1.6 * outer)
+    outer = np.where(seen > 1.5 * outer, outer, np.clip(1.06 * seen, outer, 1.12 * outer))
     return (
         centre - sign * inner[:, None] * normal,
         centre + sign * smooth(outer, 3)[:, None] * normal,

@@ -1,5 +1,7 @@
 """Dresses a person in a top, a bottom or a dress by bending the product along the body."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -7,11 +9,11 @@ from numpy.typing import NDArray
 from deployments.backends.warp.body import Body, find_body
 from deployments.backends.warp.complexion import limb_mask
 from deployments.backends.warp.cutout import cut_out
-from deployments.backends.warp.fit import Part, fit_lower, fit_region, fit_upper
+from deployments.backends.warp.fit import Part, Seen, fit_lower, fit_region, fit_upper
 from deployments.backends.warp.light import composite, fold_shading, scene_gain, scene_tint, shade
 from deployments.backends.warp.mesh import FloatArray, densify, over, warp
-from deployments.backends.warp.outline import read_lower, read_upper
-from deployments.backends.warp.undress import Wearer, read_wearer, uncover
+from deployments.backends.warp.outline import neck_hole, read_lower, read_upper
+from deployments.backends.warp.undress import Wearer, garment_core, read_wearer, uncover
 from serve.messages import Expert, ExpertRequest, UInt8Array
 
 BoolArray = NDArray[np.bool_]
@@ -37,13 +39,16 @@ def dress_garment(
     body = find_body(request.landmarks)
     if body is None or request.silhouette_hw is None or not request.silhouette_hw.any():
         return _dress_region(request, product)
-    wearer = read_wearer(request, body, expert)
-    parts = place_garment(product, expert, body, request)
-    layer = _draw_in_order(parts, wearer, body, expert)
+    wearer, body = read_wearer(request, body, expert)
+    parts, hole = place_garment(product, expert, body, _see(request, wearer, body, expert))
+    layer = _draw_in_order(parts, hole, wearer, body)
     layer = _light(layer, request, wearer.cloth_hw, wearer.person_hw, body.unit_px)
     allowed = request.region_hw.astype(np.float32) / 255.0
-    base, change = uncover(request, wearer, body, layer[..., 3] / 255.0)
-    return _finish(request, base, layer, np.maximum(change, layer[..., 3] / 255.0), allowed)
+    sleeves = [part for part in parts if part.is_sleeve]
+    sleeves_hw = draw_parts(sleeves, wearer.person_hw.shape)[..., 3] > 127
+    alpha = layer[..., 3] / 255.0
+    base, change = uncover(request, wearer, body, expert, alpha, sleeves_hw)
+    return _finish(request, base, layer, np.maximum(change, alpha), allowed)
 
 
 def _dress_region(request: ExpertRequest, product: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
@@ -72,41 +77,79 @@ def _finish(
     return np.where(alpha[..., None] > 0, image, request.crop_hwc), alpha
 
 
+def _see(request: ExpertRequest, wearer: Wearer, body: Body, expert: Expert) -> Seen:
+    person = wearer.person_hw.astype(np.uint8)
+    core = garment_core(body, person.shape, expert) & wearer.person_hw
+    garment = person
+    if (wearer.cloth_hw & core).sum() > 0.6 * max(1, int(core.sum())):
+        kernel_px = 2 * round(0.06 * body.unit_px) + 1
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (kernel_px, kernel_px))
+        closed = cv2.morphologyEx(wearer.cloth_hw.astype(np.uint8), cv2.MORPH_CLOSE, kernel)
+        garment = np.asarray(closed, np.uint8)
+    return Seen(person * 255, garment * 255, request.region_hw)
+
+
 def place_garment(
-    product_hwc: UInt8Array, expert: Expert, body: Body, request: ExpertRequest
-) -> list[Part]:
-    """Where the parts of the product fall."""
+    product_hwc: UInt8Array,
+    expert: Expert,
+    body: Body,
+    seen: Seen,
+) -> tuple[list[Part], Part | None]:
+    """Where the parts of the product fall, and the opening that the neck comes out of."""
     if expert == "bottom":
-        return fit_lower(product_hwc, read_lower(product_hwc), body, request.silhouette_hw)
+        outline = read_lower(product_hwc)
+        return fit_lower(product_hwc, outline, body, seen), None
     outline = read_upper(product_hwc, expert == "dress")
-    return fit_upper(product_hwc, outline, body, request.silhouette_hw, expert == "dress")
+    parts = fit_upper(product_hwc, outline, body, seen, expert == "dress")
+    return parts, replace(parts[0], product_hwc=neck_hole(product_hwc, outline))
 
 
-def draw_parts(parts: list[Part], size_hw: tuple[int, int]) -> FloatArray:
+def draw_parts(parts: list[Part], size_hw: tuple[int, ...]) -> FloatArray:
     """(H, W, 4) premultiplied; later parts in front."""
-    drawn = np.zeros((*size_hw, 4), np.float32)
+    height, width = size_hw[:2]
+    drawn = np.zeros((height, width, 4), np.float32)
     for part in parts:
         rows, columns = part.source.shape[:2]
         grids = [
             densify(grid, 2 * rows - 1, 2 * columns - 1) for grid in (part.source, part.target)
         ]
-        drawn = over(warp(part.product_hwc, *grids, size_hw), drawn)
+        drawn = over(warp(part.product_hwc, *grids, (height, width)), drawn)
     return drawn
 
 
-def _draw_in_order(parts: list[Part], wearer: Wearer, body: Body, expert: Expert) -> FloatArray:
+def _draw_in_order(parts: list[Part], hole: Part | None, wearer: Wearer, body: Body) -> FloatArray:
     """Body of the garment, then bare arms and hands, then sleeves."""
     size = (wearer.person_hw.shape[0], wearer.person_hw.shape[1])
     behind = [part for part in parts if not part.is_sleeve]
     front = [part for part in parts if part.is_sleeve]
     layer = draw_parts(behind, size)
-    hands = _feather(wearer.skin_hw & _hands(body, size, has_sleeves=bool(front)), body.unit_px)
-    arms = _feather(wearer.skin_hw & _forearms(body, size), body.unit_px)
+    hands = _front_skin(wearer, _hands(body, size, has_sleeves=bool(front)), body)
+    arms = _front_skin(wearer, _forearms(body, size), body)
     layer *= (1.0 - np.maximum(hands, arms))[..., None]
     layer = over(draw_parts(front, size) * (1.0 - hands)[..., None], layer)
-    if expert != "bottom":
-        layer *= (1.0 - _face(body, wearer, size))[..., None]
+    if hole is not None:
+        opening = (
+            draw_parts([hole], size)[..., 3] / 255.0 * _feather(_neck(body, size), body.unit_px)
+        )
+        layer *= (1.0 - np.maximum(_face(body, wearer, size), opening))[..., None]
     return layer
+
+
+def _neck(body: Body, size: tuple[int, int]) -> BoolArray:
+    unit = body.unit_px
+    down = (body.neck - body.chin) / max(float(np.linalg.norm(body.neck - body.chin)), 1e-6)
+    joints = [body.chin, body.neck, body.neck + 0.5 * unit * down]
+    return limb_mask(size, joints, (0.19 * unit, 0.24 * unit, 0.3 * unit))
+
+
+def _front_skin(wearer: Wearer, zone_hw: BoolArray, body: Body) -> FloatArray:
+    """Bare arms and hands; not the specks of a garment in the colour of skin."""
+    kernel_px = 2 * round(0.03 * body.unit_px) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (kernel_px, kernel_px))
+    skin = (wearer.skin_hw & zone_hw).astype(np.uint8)
+    solid = cv2.morphologyEx(skin, cv2.MORPH_OPEN, kernel)
+    grown = cv2.dilate(solid, np.ones((5, 5), np.uint8)) & skin
+    return _feather(grown > 0, body.unit_px)
 
 
 def _feather(mask_hw: BoolArray, unit_px: float) -> FloatArray:
@@ -120,7 +163,7 @@ def _forearms(body: Body, size: tuple[int, int]) -> BoolArray:
     mask = np.zeros(size, bool)
     for shoulder, elbow, wrist in body.arms:
         joints = [0.4 * shoulder + 0.6 * elbow, elbow, wrist]
-        mask |= limb_mask(size, joints, (0.2 * unit, 0.2 * unit, 0.16 * unit))
+        mask |= limb_mask(size, joints, (0.17 * unit, 0.17 * unit, 0.14 * unit))
     return mask | _hands(body, size, has_sleeves=False)
 
 
@@ -153,7 +196,7 @@ def _light(
     person_hw: BoolArray,
     unit_px: float,
 ) -> FloatArray:
-    factor = fold_shading(request.crop_hwc, cloth_hw, unit_px)
+    factor = fold_shading(request.crop_hwc, cloth_hw, layer[..., 3] > 127, unit_px)
     # A garment turns away from us at its outline and gets darker there.
     inside = cv2.distanceTransform((layer[..., 3] > 127).astype(np.uint8), cv2.DIST_L2, 3)
     edge = np.clip(1.0 - inside / (0.09 * unit_px), 0.0, 1.0)

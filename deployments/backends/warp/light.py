@@ -28,20 +28,25 @@ def luminance(rgb_hwc: UInt8Array) -> FloatArray:
     return np.asarray(lab[..., 0], np.float32)
 
 
-def fold_shading(crop_hwc: UInt8Array, cloth_hw: BoolArray, scale_px: float) -> FloatArray:
+def fold_shading(
+    crop_hwc: UInt8Array, cloth_hw: BoolArray, layer_hw: BoolArray, scale_px: float
+) -> FloatArray:
     """How much brighter or darker than usual each place of the old cloth is.
 
     Prints and logos do not come through: what leaves the cloth's main colour is bridged over.
 
     Args:
         cloth_hw: the old garment, one material.
+        layer_hw: where the product will be; what little cloth lies under it shades it little.
         scale_px: size of a body part, about the width of the shoulders.
 
     Returns:
         (H, W) factors around 1; exactly 1 far from the cloth.
     """
     level = luminance(crop_hwc)
-    if cloth_hw.sum() < 50:
+    covered = float((cloth_hw & layer_hw).sum()) / max(float(layer_hw.sum()), 1.0)
+    strength = float(np.clip((covered - 0.25) / 0.4, 0.0, 1.0))
+    if cloth_hw.sum() < 50 or strength == 0.0:
         return np.ones_like(level)
     centre = float(np.median(level[cloth_hw]))
     # Dark cloth has little signal and much noise: an offset keeps the ratio calm.
@@ -56,7 +61,8 @@ def fold_shading(crop_hwc: UInt8Array, cloth_hw: BoolArray, scale_px: float) -> 
     detail = np.where(reach > 0.5, fine - coarse, 0.0)
     ratio = (coarse + 0.8 * detail + offset) / (centre + offset)
     near = cv2.GaussianBlur(cloth_hw.astype(np.float32), (0, 0), max(2.0, 0.05 * scale_px))
-    return np.asarray(1.0 + (ratio.clip(*_SHADE) - 1.0) * np.minimum(1.0, 1.6 * near), np.float32)
+    weight = strength * np.minimum(1.0, 1.6 * near)
+    return np.asarray(1.0 + (ratio.clip(*_SHADE) - 1.0) * weight, np.float32)
 
 
 def scene_gain(crop_hwc: UInt8Array, person_hw: BoolArray) -> float:
