@@ -35,7 +35,8 @@ def weigh(
     belief = _probability(prior)
     for _ in range(ROUNDS):
         certainty = np.abs(2 * belief - 1) ** 1.5
-        on, off = places.seen(belief * certainty), places.seen((1 - belief) * certainty)
+        on = places.seen((belief * certainty).astype(np.float32))
+        off = places.seen(((1 - belief) * certainty).astype(np.float32))
         odds = np.log((on + 0.02) / (off + 0.02))
         odds = 0.8 * prior + np.clip(odds, -MAX_COLOUR_ODDS, MAX_COLOUR_ODDS)
         belief = guided(light, _probability(odds), FILTER_RADIUS_PX, 4e-4)
@@ -69,7 +70,7 @@ def guided(
     shared = cv2.blur(guide_hw * values_hw, size) - mean_guide * mean_values
     slope = shared / (cv2.blur(guide_hw * guide_hw, size) - mean_guide**2 + epsilon)
     smooth = cv2.blur(slope, size) * guide_hw + cv2.blur(mean_values - slope * mean_guide, size)
-    return np.clip(smooth, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(smooth, 0.0, 1.0), np.float32)
 
 
 def _probability(odds: Float32Array) -> Float32Array:

@@ -19,7 +19,7 @@ NEAR_SIDE_PX = 201
 LOOK_ROLLS = (-30.0, -15.0, 0.0, 15.0, 30.0)
 NEAR_ROLLS = (-30.0, -20.0, -10.0, 0.0, 10.0, 20.0, 30.0)
 MIN_NEAR_VOTES = 3
-MIN_NEAR_FRONTAL = 2
+MIN_NEAR_FRONTAL = 3
 ENOUGH_VOTES = 4.0
 MIN_VOTES = 2.6
 MIN_SUSPICION = 1.7
@@ -52,7 +52,7 @@ class FaceFound:
 
     @property
     def score(self) -> float:
-        return self.votes * (0.35 + self.skin) * self.size_px**0.5
+        return float(self.votes * (0.35 + self.skin) * self.size_px**0.5)
 
 
 class FaceFinder:
@@ -134,18 +134,19 @@ class FaceFinder:
         skin = picture.skin_fraction(suspect)
         if skin < MIN_NEAR_SKIN or picture.relief(suspect) < MIN_RELIEF:
             return None
-        close, to_picture = picture.close_up(suspect, equalized=False)
-        votes = [
-            vote
-            for name in ("frontalface_alt2", "profileface")
-            for vote in self._vote(close, name, NEAR_ROLLS)
-        ]
-        cluster = max((_beside(vote, votes) for vote in votes), key=len, default=[])
-        rolls = {(vote.facing, vote.roll) for vote in cluster}
-        frontal = sum(facing == 0 for facing, _ in rolls)
-        if frontal < MIN_NEAR_FRONTAL and len(rolls) < MIN_NEAR_VOTES:
-            return None
-        return _agree(cluster, to_picture, skin)
+        for equalized in (False, True):
+            close, to_picture = picture.close_up(suspect, equalized=equalized)
+            votes = [
+                vote
+                for name in ("frontalface_alt2", "profileface")
+                for vote in self._vote(close, name, NEAR_ROLLS)
+            ]
+            cluster = max((_beside(vote, votes) for vote in votes), key=len, default=[])
+            rolls = {(vote.facing, vote.roll) for vote in cluster}
+            frontal = sum(facing == 0 for facing, _ in rolls)
+            if frontal >= MIN_NEAR_FRONTAL or len(rolls) >= MIN_NEAR_VOTES:
+                return _agree(cluster, to_picture, skin)
+        return None
 
     def _vote(
         self, close_hw: UInt8Array, name: str, rolls: Sequence[float] = LOOK_ROLLS

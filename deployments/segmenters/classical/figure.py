@@ -72,7 +72,7 @@ def prior_odds(shape: tuple[int, ...], head: Head | None, figure: Figure) -> Flo
     )
     odds[certain > 0] = 5.0
     odds[(below < -1.5) | (aside > 3.6) | ((aside > 2.2) & (below < -0.3))] = -5.0
-    return odds.astype(np.float32)
+    return np.asarray(odds, np.float32)
 
 
 def _plain_head(figure: Figure) -> Head:

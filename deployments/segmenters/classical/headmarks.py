@@ -40,12 +40,12 @@ class Head:
 
     @property
     def middle(self) -> FloatArray:
-        return (np.array(self.eye_a) + np.array(self.eye_b)) / 2
+        return np.asarray((np.array(self.eye_a) + np.array(self.eye_b)) / 2, np.float64)
 
     @property
     def across(self) -> FloatArray:
         angle = np.radians(self.roll)
-        return np.array([np.cos(angle), np.sin(angle)])
+        return np.array([np.cos(angle), np.sin(angle)], np.float64)
 
     @property
     def down(self) -> FloatArray:

@@ -38,7 +38,9 @@ class PedestrianFinder:
 
     def __init__(self) -> None:
         self._hog = cv2.HOGDescriptor()
-        self._hog.setSVMDetector(cv2.HOGDescriptor.getDefaultPeopleDetector())
+        self._hog.setSVMDetector(
+            np.asarray(cv2.HOGDescriptor.getDefaultPeopleDetector(), np.float32)
+        )
 
     def find(self, image_hwc: UInt8Array) -> Pedestrian | None:
         """Return the surest standing person that fills at least half of the picture's height."""
@@ -47,8 +49,14 @@ class PedestrianFinder:
         padded = cv2.copyMakeBorder(small, *(PAD_PX,) * 4, cv2.BORDER_REPLICATE)
         boxes, weights = self._hog.detectMultiScale(padded, 0.0, (8, 8), scale=1.08)
         found = [
-            Pedestrian(*((np.array(box, float) - (PAD_PX, PAD_PX, 0, 0)) / scale), float(weight))
-            for box, weight in zip(boxes, np.ravel(weights), strict=True)
+            Pedestrian(
+                (x - PAD_PX) / scale, (y - PAD_PX) / scale, width / scale, height / scale, weight
+            )
+            for (x, y, width, height), weight in zip(
+                np.array(boxes, float).reshape(-1, 4).tolist(),
+                np.ravel(np.array(weights, float)).tolist(),
+                strict=True,
+            )
         ]
         tall = [one for one in found if one.height > 0.5 * image_hwc.shape[0]]
         return max(tall, key=lambda one: (one.weight, one.x, one.y), default=None)

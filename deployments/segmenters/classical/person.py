@@ -28,6 +28,7 @@ from deployments.segmenters.classical.skin import loose_skin, tight_skin
 from serve.errors import SubjectNotFound
 from serve.messages import Landmarks, UInt8Array
 
+SURE_FACE = 4.0
 SURE_PEDESTRIAN = 1.2
 ENOUGH_EVIDENCE = 2.5
 UPPER_BODY_SIDES_PX = (320, 450)
@@ -69,9 +70,12 @@ class PersonReader:
             SubjectNotFound: nobody is found.
         """
         face = self._faces.find(image_hwc)
-        if face is not None:
+        if face is not None and face.votes >= SURE_FACE:
             return self._with_face(image_hwc, face)
-        return self._without_face(image_hwc)
+        standing = self._pedestrians.find(image_hwc)
+        if face is not None and (standing is None or _may_wear(standing, face)):
+            return self._with_face(image_hwc, face)
+        return self._without_face(image_hwc, standing)
 
     def _with_face(self, image_hwc: UInt8Array, face: FaceFound) -> Person:
         head = self._heads.read(image_hwc, face)
@@ -80,9 +84,8 @@ class PersonReader:
         skin = tight_skin(image_hwc, _cheeks(image_hwc.shape[:2], head))
         return _describe(silhouette, skin, figure, head)
 
-    def _without_face(self, image_hwc: UInt8Array) -> Person:
+    def _without_face(self, image_hwc: UInt8Array, standing: Pedestrian | None) -> Person:
         """By shape: a standing figure, else whatever stands out and is somebody."""
-        standing = self._pedestrians.find(image_hwc)
         if standing is not None and standing.weight > SURE_PEDESTRIAN:
             figure = standing.figure()
             face = self._faces.find_near(image_hwc, figure.eyes, figure.unit_px)
@@ -105,7 +108,7 @@ class PersonReader:
             )
         small = cv2.resize(image_hwc, lab.shape[1::-1], interpolation=cv2.INTER_AREA)
         limbs = min(count_limbs(np.asarray(small, np.uint8), body), 2)
-        evidence = limbs + self._count_upper_bodies(image_hwc)
+        evidence = float(limbs + self._count_upper_bodies(image_hwc))
         evidence += 0.0 if standing is None else min(2.0 * standing.weight, 1.0)
         if limbs == 0 or evidence < ENOUGH_EVIDENCE:
             raise SubjectNotFound(
@@ -124,6 +127,13 @@ class PersonReader:
             search = Search(0.2 * side_px, 0.9 * side_px, 1.1, 1)
             count += bool(self._cascades.find(np.asarray(small, np.uint8), "upperbody", search))
         return count
+
+
+def _may_wear(standing: Pedestrian, face: FaceFound) -> bool:
+    """False for a face that would sit on the chest or beside the head of a sure figure."""
+    figure = standing.figure()
+    offset = max(abs(face.x - figure.eyes[0]), abs(face.y - figure.eyes[1]))
+    return standing.weight <= SURE_PEDESTRIAN or offset < 1.5 * figure.unit_px
 
 
 def _describe(

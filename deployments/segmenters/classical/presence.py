@@ -59,7 +59,7 @@ def is_body_shaped(body_hw: UInt8Array) -> bool:
 
 def count_limbs(image_hwc: UInt8Array, body_hw: UInt8Array) -> int:
     """Smooth patches of skin colour on the subject; prints and patterns are not smooth."""
-    inner = cv2.erode(body_hw, np.ones((3, 3), np.uint8))
+    inner = np.asarray(cv2.erode(body_hw, np.ones((3, 3), np.uint8)), np.uint8)
     skin = cv2.morphologyEx(loose_skin(image_hwc) & inner, cv2.MORPH_OPEN, np.ones((3, 3)))
     count, parts, stats, _ = cv2.connectedComponentsWithStats(np.asarray(skin, np.uint8))
     light = cv2.cvtColor(image_hwc, cv2.COLOR_RGB2Lab)[..., 0].astype(np.float32)

@@ -201,7 +201,7 @@ def _without_hands(region: UInt8Array, person: Person) -> UInt8Array:
 def _closed(region: UInt8Array, size_px: float) -> UInt8Array:
     """Close gaps narrower than size_px; what lies off the picture counts as more of the same."""
     pad = int(size_px) + 2
-    padded = cv2.copyMakeBorder(region, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
+    padded = np.pad(region, pad, mode="edge")
     closed = 255 - _grown(255 - _grown(padded, size_px / 2), size_px / 2)
     return np.asarray(closed[pad:-pad, pad:-pad], np.uint8)
 

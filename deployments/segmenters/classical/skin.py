@@ -47,4 +47,4 @@ def tight_skin(image_hwc: UInt8Array, sample_hw: UInt8Array) -> UInt8Array:
     spread = np.median(np.abs(seeds - centre), axis=0) * 1.48
     width = np.clip(spread * np.float32(2.6), (30.0, 6.0, 6.0), (75.0, 13.0, 15.0))
     distance = (((lab - centre) / width.astype(np.float32)) ** 2).sum(axis=2)
-    return (distance < 1.0).astype(np.uint8)
+    return np.asarray(distance < 1.0, np.uint8)
