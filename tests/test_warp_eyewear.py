@@ -12,6 +12,7 @@ from serve.messages import ExpertRequest, Landmarks, UInt8Array
 from tests.warp_scenes import (
     FRAME,
     SIDE,
+    SKIN,
     draw_face,
     draw_glasses,
     draw_turned_glasses,
@@ -35,7 +36,7 @@ def with_alpha(image: UInt8Array) -> UInt8Array:
 
 def is_red(image: UInt8Array) -> np.ndarray:
     red, green, blue = np.moveaxis(image.astype(int), -1, 0)
-    return (red > 110) & (green < 80) & (blue < 90)
+    return (red > 110) & (green < 62) & (blue < 75)
 
 
 def lens_centres(image: UInt8Array) -> np.ndarray:
@@ -170,6 +171,7 @@ def test_frame_and_lenses_of_one_black_are_worn_whole() -> None:
 
 def test_temple_shows_only_on_the_side_the_head_turns_away_from() -> None:
     crop, landmarks, silhouette = draw_face()
+    cv2.ellipse(crop, (88, 205), (16, 30), 0, 0, 360, SKIN, -1)
     points = dict(landmarks.points) | {"nose": (226.0, 243.0)}
     region = np.full((SIDE, SIDE), 255, np.uint8)
     request = make_request(crop, region, draw_turned_glasses(), Landmarks(points), silhouette)

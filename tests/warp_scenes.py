@@ -1,4 +1,4 @@
-"""Drawn people and products for the tests of the warp backend's accessories."""
+"""Drawn people and products for the tests of the warp accessories."""
 
 import cv2
 import numpy as np
@@ -75,27 +75,25 @@ def eye_band(roll_deg: float = 0.0) -> UInt8Array:
 
 
 def draw_glasses() -> UInt8Array:
-    """A front view on white: dark lenses 300 px apart, red rims."""
+    """A front view on white: dark lenses 150 px apart, red rims."""
     image = np.full((360, 760, 3), 250, np.uint8)
     for x in (230, 530):
         cv2.ellipse(image, (x, 180), (135, 100), 0, 0, 360, FRAME, -1, cv2.LINE_AA)
     cv2.rectangle(image, (350, 130), (410, 165), FRAME, -1)
     for x in (230, 530):
         cv2.ellipse(image, (x, 180), (105, 72), 0, 0, 360, LENS, -1, cv2.LINE_AA)
-    return image
+    return cv2.resize(image, (380, 180), interpolation=cv2.INTER_AREA)
 
 
 def draw_turned_glasses() -> UInt8Array:
     """The same glasses in a three-quarter view, the near temple folded out to the left."""
-    front = np.full((360, 760, 3), 250, np.uint8)
-    front[:] = draw_glasses()
-    corners = np.array([(85, 70), (675, 70), (675, 290), (85, 290)], np.float32)
-    seen = np.array([(330, 260), (640, 190), (640, 340), (330, 470)], np.float32)
+    corners = np.array([(42, 35), (338, 35), (338, 145), (42, 145)], np.float32)
+    seen = np.array([(165, 130), (320, 95), (320, 170), (165, 235)], np.float32)
     matrix = cv2.getPerspectiveTransform(corners, seen)
     image = cv2.warpPerspective(
-        front, matrix, (740, 560), flags=cv2.INTER_AREA, borderValue=(250, 250, 250)
+        draw_glasses(), matrix, (370, 280), flags=cv2.INTER_AREA, borderValue=(250, 250, 250)
     )
-    temple = np.array([(345, 335), (90, 300), (60, 330), (75, 345), (110, 330), (345, 385)])
+    temple = np.array([(172, 168), (45, 150), (30, 165), (38, 172), (55, 165), (172, 192)])
     cv2.fillPoly(image, [temple], FRAME, cv2.LINE_AA)
     return image
 

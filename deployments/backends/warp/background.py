@@ -31,12 +31,19 @@ def replace_background(
     scene = _cover(request.product_hwc, request.region_hw.shape)
     scene = scene * (1.0 - _ground_shadow(request.landmarks, request.region_hw)[..., None])
     person = _person_colour(crop, weight)
-    person += LIGHT_WRAP * weight * (cv2.GaussianBlur(scene, (0, 0), 9.0) - person)
+    person += LIGHT_WRAP * weight * (_broad(scene) - person)
     # Solved so that (1 - w) * crop + w * image == (1 - w) * person + w * scene.
     image = scene + (person - crop) * (1.0 - weight) / np.maximum(weight, 1 / 255)
     changed = request.region_hw > 0
     image = np.where(changed[..., None], np.rint(np.clip(image, 0, 255)), crop).astype(np.uint8)
     return image, np.where(changed, 255, 0).astype(np.uint8)
+
+
+def _broad(scene: Float32Array) -> Float32Array:
+    height, width = scene.shape[:2]
+    size = (max(width // 8, 1), max(height // 8, 1))
+    small = cv2.GaussianBlur(cv2.resize(scene, size, interpolation=cv2.INTER_AREA), (0, 0), 1.2)
+    return np.asarray(cv2.resize(small, (width, height)), np.float32)
 
 
 def _cover(product_hwc: UInt8Array, shape: tuple[int, ...]) -> Float32Array:
@@ -72,16 +79,21 @@ def _ground_shadow(landmarks: Landmarks, region_hw: UInt8Array) -> Float32Array:
     """How much darker the ground is under the feet, in [0, 1]; nothing where no foot is seen."""
     height, width = region_hw.shape
     shadow = np.zeros((height, width), np.float32)
-    for side in ("left", "right"):
-        ends = [landmarks.points.get(f"{side}_{part}") for part in ("heel", "toe")]
-        feet = [point for point in ends if point is not None and 0 <= point[1] < height]
-        if len(feet) < 2:
+    feet = [
+        tuple(np.array(landmarks.points[f"{side}_{part}"]) for part in ("heel", "toe"))
+        for side in ("left", "right")
+        if {f"{side}_heel", f"{side}_toe"} <= set(landmarks.points)
+    ]
+    ground_y = max((max(heel[1], toe[1]) for heel, toe in feet), default=0.0)
+    for heel, toe in feet:
+        length_px = max(float(np.linalg.norm(toe - heel)), 0.02 * height)
+        sole_y = float(max(heel[1], toe[1]))
+        if sole_y >= height or sole_y < ground_y - 1.5 * length_px:
             continue
-        (x0, y0), (x1, y1) = feet
-        length_px = max(float(np.hypot(x1 - x0, y1 - y0)), 0.02 * height)
-        centre = (round((x0 + x1) / 2), round(max(y0, y1)))
-        axes = (round(0.75 * length_px), max(round(0.16 * length_px), 1))
         one = np.zeros_like(shadow)
+        axes = (round(0.75 * length_px), max(round(0.16 * length_px), 1))
+        centre = (round(float(heel[0] + toe[0]) / 2), round(sole_y))
         cv2.ellipse(one, centre, axes, 0.0, 0.0, 360.0, 1.0, -1)
-        shadow = np.maximum(shadow, cv2.GaussianBlur(one, (0, 0), max(0.12 * length_px, 0.5)))
+        soft = cv2.GaussianBlur(one, (0, 0), max(0.12 * length_px, 0.5))
+        shadow = np.maximum(shadow, np.asarray(soft, np.float32))
     return (SHADOW * shadow).astype(np.float32)

@@ -59,7 +59,7 @@ def _oval(image: UInt8Array, landmarks: Landmarks, head: HeadPose) -> Float32Arr
     frontal_px = head.eye_distance_px / np.cos(head.yaw)
     chin = float((face_features(landmarks, head)["chin"] - head.middle) @ head.down)
     chin = float(np.clip(chin, 1.4 * frontal_px, 2.1 * frontal_px))
-    top, bottom = -0.66 * frontal_px, chin - 0.04 * frontal_px
+    top, bottom = -0.66 * frontal_px, chin - 0.08 * frontal_px
     aside = 0.0
     face = landmarks.face
     if face is not None:

@@ -21,6 +21,9 @@ MIN_EXPLAINED = 0.93
 MIN_LIKENESS = -0.2
 """Correlation minus difference of the rear shoe and its model: pairs measured 0.2 to 0.5, single
 shoes -0.6 to -0.9."""
+MIN_EDGE = 4.0
+"""Lab units per small pixel along the front shoe's outline before the rear one; inside the plain
+leather of a single shoe it is below 2."""
 REAR_DIFFERENCE = 0.6
 """Difference, in spreads of the product's colours, up to which a pixel looks like the rear shoe."""
 
@@ -39,7 +42,9 @@ def find_step(rgba_hwc: UInt8Array) -> FloatArray | None:
         for step in _steps(likeness, overlap / max(float(inner.sum()), 1.0))
     ]
     best, step = max(scores, default=(-1.0, (0, 0)))
-    return np.array(step) / scale if best > MIN_LIKENESS else None
+    if best < MIN_LIKENESS or not _has_edge_between(small, mask, np.array(step)):
+        return None
+    return np.asarray(np.array(step) / scale, np.float64)
 
 
 def split_front(rgba_hwc: UInt8Array, step: FloatArray) -> UInt8Array:
@@ -112,6 +117,22 @@ def _score(
     energy = float(np.sqrt((one**2).sum() * (other**2).sum()))
     difference = _difference(lab, mask > 0, step)[shown]
     return float((one * other).sum()) / max(energy, 1e-6) - float(np.sqrt((difference**2).mean()))
+
+
+def _has_edge_between(small: UInt8Array, mask: UInt8Array, step: FloatArray) -> bool:
+    """Whether the picture has an edge where the front shoe would end before the rear one."""
+    front = mask & _moved(_dilated(mask, np.ones((5, 5), np.uint8)), -step)
+    kernel = np.ones((3, 3), np.uint8)
+    rest = np.asarray(cv2.morphologyEx(mask & (1 - front), cv2.MORPH_OPEN, kernel), np.uint8)
+    inside = np.asarray(cv2.erode(mask, np.ones((5, 5), np.uint8)), np.uint8)
+    between = front & _dilated(rest, kernel) & inside
+    if not between.any():
+        return False
+    lab = _lab(small, 0.6)
+    slopes = (cv2.Sobel(lab, cv2.CV_32F, x, y, scale=0.25) for x, y in ((1, 0), (0, 1)))
+    edge = np.sqrt(np.sum([(slope**2).sum(-1) for slope in slopes], axis=0))
+    near = cv2.dilate(np.asarray(edge, np.float32), np.ones((5, 5), np.uint8))
+    return bool(np.median(near[between > 0]) > MIN_EDGE)
 
 
 def _difference(lab: Float32Array, mask: BoolArray, step: FloatArray) -> Float32Array:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from deployments.backends.warp.cutout import cut_out
 from deployments.backends.warp.feet import Foot, find_feet, fit_to_shoe
+from deployments.backends.warp.filling import fill_from
 from deployments.backends.warp.footparts import LEG, SHOE, draw_line, label_parts
 from deployments.backends.warp.footwear import Shoe, read_shoe
 from deployments.backends.warp.light import scene_gain, scene_tint
@@ -60,7 +61,7 @@ def _wear(request: ExpertRequest, shoe: Shoe, gain: Float32Array) -> tuple[UInt8
     placed = [_place(request, shoe, foot) for foot in find_feet(request)]
     allowed = soften_inside(request.region_hw)[..., None]
     crop = request.crop_hwc.astype(np.float32)
-    out = _without_old(request, placed).astype(np.float32)
+    out = _without_old(request, placed)
     for one in placed:
         shade = SHADOW * _contact_shadow(one) * (1.0 - one.leg)
         out *= 1.0 - shade[..., None]
@@ -112,25 +113,33 @@ def _similarity(shoe: Shoe, foot: Foot, height_px: float) -> tuple[FloatArray, f
     return np.column_stack([linear, offset]), float(scale)
 
 
-def _without_old(request: ExpertRequest, placed: list[_Placed]) -> UInt8Array:
-    """The crop with what would show of the old shoes beside the new ones painted over."""
+def _without_old(request: ExpertRequest, placed: list[_Placed]) -> Float32Array:
+    """The crop with ground where the old shoes are."""
     hole = np.zeros(request.region_hw.shape, np.uint8)
+    body = np.zeros_like(hole)
     for one in placed:
         length_px = one.foot.length_px
         size = 2 * round(0.05 * length_px) + 1
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-        grown = cv2.dilate(one.old.astype(np.uint8), kernel)
-        hidden = (one.cover > 0.95) | (one.leg > 0.5)
+        grown = np.asarray(cv2.dilate(one.old.astype(np.uint8), kernel), np.uint8)
+        # The rim of the sole is often taken for ground.
+        draw_line(grown, one.foot.heel, one.foot.toe, 0.16 * length_px, 1)
         # Between collar and hem the old shoe passes for a sock; ground would look like a gap.
         sock = np.zeros_like(hole)
         low = one.foot.ankle - one.foot.up * 0.3 * length_px
         draw_line(sock, low, one.foot.ankle, 0.45 * length_px, 1)
-        hole |= np.where(hidden | (sock > 0), 0, grown).astype(np.uint8)
-    hole[request.region_hw == 0] = 0
-    if not hole.any():
-        return request.crop_hwc
-    radius = max(2.0, 0.01 * max(hole.shape))
-    return np.asarray(cv2.inpaint(request.crop_hwc, hole, radius, cv2.INPAINT_TELEA), np.uint8)
+        hole |= grown & (1 - sock)
+        body |= grown | sock | cv2.dilate((one.leg > 0.1).astype(np.uint8), kernel).astype(np.uint8)
+    if request.silhouette_hw is not None:
+        body |= (request.silhouette_hw > 127).astype(np.uint8)
+    crop = request.crop_hwc.astype(np.float32)
+    for one in placed:
+        hole[one.leg > 0.5] = 0
+    if not hole.any() or body.all():
+        return crop
+    soft = cv2.GaussianBlur(hole.astype(np.float32), (0, 0), 1.0) * (hole > 0)
+    ground = fill_from(request.crop_hwc, body == 0)
+    return np.asarray(crop + soft[..., None] * (ground - crop), np.float32)
 
 
 def _contact_shadow(one: _Placed) -> Float32Array:
