@@ -100,8 +100,8 @@ def _shoes(person: Person) -> UInt8Array:
         if heel is None or toe is None:
             continue
         low, high = sorted((heel[0], toe[0]))
-        margin = 0.15 * (high - low) + 0.1 * unit
-        spots = [(low - margin, heel[1] - 0.72 * unit), (high + margin, heel[1] + 0.15 * unit)]
+        margin = 0.15 * (high - low) + 0.32 * unit
+        spots = [(low - margin, heel[1] - 0.95 * unit), (high + margin, heel[1] + 0.2 * unit)]
         cv2.rectangle(region, _pixel(spots[0]), _pixel(spots[1]), 255, -1)
     return region
 
