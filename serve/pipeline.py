@@ -16,6 +16,7 @@ from serve.catalog import Catalog, Choice
 from serve.errors import DeadlineExceeded, SubjectNotFound
 from serve.imaging.encode import MEDIA_TYPES
 from serve.imaging.limits import ImageLimits
+from serve.imaging.mask import check_mask_size
 from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, SegmentRequest
 from serve.receipts import passthrough_receipt, tryon_receipt
 from serve.steps import (
@@ -25,8 +26,8 @@ from serve.steps import (
     Region,
     TryOnResult,
     TryOnWork,
-    caller_region,
     check_reply,
+    decode_caller_mask,
     decode_person,
     decode_product,
     deliver,
@@ -99,7 +100,7 @@ class Pipeline:
         with watch.stage("decode"):
             inputs = await self._decode(work, bundle)
         with watch.stage("segment"):
-            region = await self._find_region(work, bundle, inputs)
+            region = await self._find_region(bundle, inputs)
             product_landmarks = await self._find_product_landmarks(bundle, inputs)
         with watch.stage("plan"):
             seed = derive_seed(work, bundle)
@@ -116,20 +117,24 @@ class Pipeline:
         return await self._result(work, choice, inputs, region, crop, reply, answers, watch)
 
     async def _decode(self, work: TryOnWork, bundle: Bundle) -> Inputs:
-        (person, copy_hwc), (product, product_rgba) = await asyncio.gather(
-            self._in_thread(decode_person, work.person, self._limits),
+        (person, copy_hwc), (product, product_rgba), mask_hw = await asyncio.gather(
+            self._in_thread(decode_person, work.person, self._limits, work.mask is not None),
             self._in_thread(decode_product, work.product, self._limits, bundle.product.max_side_px),
+            self._in_thread(decode_caller_mask, work, self._limits),
         )
-        return Inputs(person, product, copy_hwc, product_rgba)
+        return Inputs(person, product, copy_hwc, product_rgba, mask_hw)
 
-    async def _find_region(self, work: TryOnWork, bundle: Bundle, inputs: Inputs) -> Region:
-        if work.mask is not None:
-            return await self._in_thread(caller_region, work, inputs.person, self._limits)
+    async def _find_region(self, bundle: Bundle, inputs: Inputs) -> Region:
+        person = inputs.person
+        if inputs.mask_hw is not None:
+            check_mask_size(inputs.mask_hw, person.width, person.height)
+            return Region(inputs.mask_hw, None)
+        assert inputs.person_copy_hwc is not None
         reply = await self._segment(
             SegmentRequest(
                 image_hwc=inputs.person_copy_hwc,
                 expert=bundle.expert,
-                content_hash=inputs.person.sha256,
+                content_hash=person.sha256,
                 masker=bundle.masker.kind,
                 dilation=bundle.masker.dilation,
             )

@@ -9,7 +9,7 @@ import numpy as np
 from deployments.bundle import Bundle
 from serve.errors import GenerationFailed
 from serve.imaging.blend import choose_feather_px
-from serve.imaging.colour import crop_to_srgb, to_srgb
+from serve.imaging.colour import crop_to_srgb, to_srgb, to_srgb_rgba
 from serve.imaging.decode import DecodedImage, decode_image
 from serve.imaging.encode import encode_image
 from serve.imaging.layers import build_product_layer, build_region_map, pack_layers
@@ -64,10 +64,12 @@ class Inputs:
 
     person: DecodedImage
     product: DecodedImage
-    person_copy_hwc: UInt8Array
-    """(H, W, 3) sRGB, longer side at most SEGMENT_SIDE_PX."""
+    person_copy_hwc: UInt8Array | None
+    """(H, W, 3) sRGB, longer side at most SEGMENT_SIDE_PX; None when the caller brought a mask."""
     product_rgba: UInt8Array
     """(h, w, 4) sRGB, longer side at most the bundle's max_side_px."""
+    mask_hw: UInt8Array | None
+    """The caller's own, at the person's size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +102,12 @@ class Answer:
     proof: OutsideProof
 
 
-def decode_person(data: bytes, limits: ImageLimits) -> tuple[DecodedImage, UInt8Array]:
-    """The person, and the copy for the segmenter."""
+def decode_person(
+    data: bytes, limits: ImageLimits, has_mask: bool
+) -> tuple[DecodedImage, UInt8Array | None]:
+    """The person, and the copy for the segmenter where it is asked."""
     image = decode_image(data, limits)
-    return image, to_srgb(image, max_side_px=SEGMENT_SIDE_PX)
+    return image, None if has_mask else to_srgb(image, max_side_px=SEGMENT_SIDE_PX)
 
 
 def decode_product(
@@ -111,27 +115,18 @@ def decode_product(
 ) -> tuple[DecodedImage, UInt8Array]:
     """The product, and its (h, w, 4) copy for the expert."""
     image = decode_image(data, limits)
-    rgb_hwc = to_srgb(image, max_side_px=max_side_px)
-    height_px, width_px = rgb_hwc.shape[:2]
-    if image.alpha is None:
-        alpha_hw = np.full((height_px, width_px), 255, np.uint8)
-    else:
-        narrow = (image.alpha >> (image.bit_depth - 8)).astype(np.uint8)
-        shrunk = cv2.resize(narrow, (width_px, height_px), interpolation=cv2.INTER_AREA)
-        alpha_hw = np.asarray(shrunk, np.uint8)
-    return image, np.dstack([rgb_hwc, alpha_hw])
+    return image, to_srgb_rgba(image, max_side_px)
 
 
-def caller_region(work: TryOnWork, person: DecodedImage, limits: ImageLimits) -> Region:
-    """The caller's own mask as the region.
+def decode_caller_mask(work: TryOnWork, limits: ImageLimits) -> UInt8Array | None:
+    """The caller's own mask, if there is one.
 
     Raises:
-        MaskRejected: wrong size, empty, full, or a photograph.
+        MaskRejected: empty, full, or a photograph.
     """
-    assert work.mask is not None
-    convention = work.options.mask_convention
-    region_hw = decode_mask(work.mask, convention, person.width, person.height, limits)
-    return Region(region_hw, None)
+    if work.mask is None:
+        return None
+    return decode_mask(work.mask, work.options.mask_convention, limits)
 
 
 def derive_seed(work: TryOnWork, bundle: Bundle) -> int:

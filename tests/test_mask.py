@@ -7,7 +7,7 @@ from PIL import Image
 
 from serve.errors import ImageTooLarge, InvalidImage, MaskRejected
 from serve.imaging.limits import ImageLimits
-from serve.imaging.mask import MaskConvention, decode_mask
+from serve.imaging.mask import MaskConvention, check_mask_size, decode_mask
 from tests.image_files import encode_png16, make_region, make_rgb, save
 
 LIMITS = ImageLimits()
@@ -15,7 +15,9 @@ REGION = make_region(96, 64, (20, 10, 70, 50))
 
 
 def read(data: bytes, convention: MaskConvention = "white_edits") -> np.ndarray:
-    return decode_mask(data, convention, 96, 64, LIMITS)
+    region_hw = decode_mask(data, convention, LIMITS)
+    check_mask_size(region_hw, 96, 64)
+    return region_hw
 
 
 def with_alpha(alpha: np.ndarray) -> bytes:
@@ -92,4 +94,4 @@ def test_a_mask_has_the_same_limits_as_a_picture() -> None:
     with pytest.raises(InvalidImage):
         read(b"no picture")
     with pytest.raises(ImageTooLarge):
-        decode_mask(save(REGION, "PNG"), "white_edits", 96, 64, ImageLimits(max_side_px=90))
+        decode_mask(save(REGION, "PNG"), "white_edits", ImageLimits(max_side_px=90))

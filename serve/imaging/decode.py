@@ -217,6 +217,10 @@ def _from_pillow(image: Image.Image, header: Header) -> _Stored:
         image = image.convert("L") if mode == "1" else image
         profile = header.icc_profile if space != "RGB" else None
         return _Stored(np.asarray(convert_to_srgb(image, profile)), None, mode, is_srgb=True)
+    if mode in ("L", "1"):
+        # One channel out of Pillow, three in OpenCV: a third of the bytes through Pillow's buffers.
+        grey = np.asarray(image if mode == "L" else image.convert("L"))
+        return _Stored(np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8), None, mode)
     return _Stored(np.asarray(image if mode == "RGB" else image.convert("RGB")), None, mode)
 
 
