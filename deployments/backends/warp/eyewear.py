@@ -25,12 +25,12 @@ WRAP = 0.10
 """How far the ends of the front bend back, as a share of its half width."""
 TEMPLE_SHOWN = 0.68
 """Share of a temple from hinge to ear; the rest bends down behind the ear."""
-SEE_THROUGH = 0.18
+SEE_THROUGH = 0.17
 FAR_SIDE = np.radians(3.0)
 """Turned away by more than this, a side of the head hides its temple."""
 EAR_SEEN = 0.2
 """Least share of skin around an ear that is not under hair."""
-LENS_SHADE = 0.55
+LENS_SHADE = 0.45
 """Dark glass on a face against the same glass on a white table that shines through it."""
 MIN_FRONT, MAX_FRONT = 1.95, 2.45
 """Width of a front in eye distances: child's frame to oversize."""

@@ -45,8 +45,8 @@ def _is_body(small: UInt8Array, foot: Foot) -> UInt8Array:
     cv2.fillPoly(hull, [np.rint(cv2.convexHull(corners)).astype(np.int32)], 1)
     draw_line(hull, foot.ankle, foot.knee_side(0.7), 0.3 * length_px, 1)
     mask[cv2.dilate(hull, _disc(0.30 * length_px)) > 0] = cv2.GC_PR_BGD
-    mask[cv2.dilate(hull, _disc(0.12 * length_px)) > 0] = cv2.GC_PR_FGD
-    low = 0.2 * foot.up * length_px
+    mask[cv2.dilate(hull, _disc(0.15 * length_px)) > 0] = cv2.GC_PR_FGD
+    low = 0.3 * foot.up * length_px
     draw_line(mask, foot.heel - low, foot.toe - low, 0.1 * length_px, cv2.GC_BGD)
     mask[_seeds(small.shape, foot) > 0] = cv2.GC_FGD
     if (mask == cv2.GC_BGD).sum() < 16:

@@ -81,7 +81,7 @@ def _holes(alpha_hw: UInt8Array, lab: NDArray[np.float32]) -> list[Lens]:
     for label in range(1, count):
         x, y, w, h, _ = stats[label]
         if x > 0 and y > 0 and x + w < width and y + h < height:
-            found += _lens(labels == label, lab)
+            found += _lens(labels == label, alpha_hw, lab)
     return found
 
 
@@ -98,11 +98,11 @@ def _blobs(smooth: BoolArray, alpha_hw: UInt8Array, lab: NDArray[np.float32]) ->
             blob, np.ones((5, 5), np.uint8)
         )
         if alpha_hw[ring].mean() > 0.8 * 255:
-            found += _lens(blob > 0, lab)
+            found += _lens(blob > 0, alpha_hw, lab)
     return found
 
 
-def _lens(blob: BoolArray, lab: NDArray[np.float32]) -> list[Lens]:
+def _lens(blob: BoolArray, alpha_hw: UInt8Array, lab: NDArray[np.float32]) -> list[Lens]:
     """The blob as a lens, grown by what the gradient hid, if its shape allows."""
     grown = cv2.dilate(blob.astype(np.uint8), np.ones((3, 3), np.uint8))
     contours, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -115,20 +115,24 @@ def _lens(blob: BoolArray, lab: NDArray[np.float32]) -> list[Lens]:
     if not 0.25 < width / max(height, 1.0) < 3.2:
         return []
     colour = np.median(lab[blob], axis=0)
-    wider = _same_glass(blob, lab, colour, 0.16 * float(min(width, height)))
+    wider = _same_glass(blob, alpha_hw > 127, lab, colour, 0.16 * float(min(width, height)))
     if cv2.contourArea(wider.astype(np.float32)) < 1.35 * hull_area:
         hull = wider
     return [Lens(hull, float(hull_area), colour.astype(np.float64))]
 
 
 def _same_glass(
-    blob: BoolArray, lab: NDArray[np.float32], colour: NDArray[np.float32], reach_px: float
+    blob: BoolArray,
+    solid: BoolArray,
+    lab: NDArray[np.float32],
+    colour: NDArray[np.float32],
+    reach_px: float,
 ) -> FloatArray:
     """Hull of the lens with its shaded border, which the gradient separates from it."""
     size = 2 * round(reach_px) + 1
     near = cv2.dilate(blob.astype(np.uint8), np.ones((size, size), np.uint8)) > 0
     off = np.abs(lab - colour) * (0.6, 1.0, 1.0)
-    same = (blob | (near & (np.sqrt((off**2).sum(-1)) < 24.0))).astype(np.uint8)
+    same = (blob | (near & solid & (np.sqrt((off**2).sum(-1)) < 24.0))).astype(np.uint8)
     same = cv2.morphologyEx(same, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     count, labels = cv2.connectedComponents(same)
     sizes = np.bincount(labels[blob], minlength=count)

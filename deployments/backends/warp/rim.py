@@ -42,7 +42,8 @@ def repair_rim(half_hwc: UInt8Array, outline: FloatArray, lens_hw: UInt8Array) -
     missing = float((lower < GAP * usual_px).mean())
     # A frame without any lower rim is meant to be so.
     if 0.08 < missing < 0.85:
-        _fill_ring(out, below & (distance > 0), distance, 0.9 * usual_px)
+        beside = y > outline[:, 1].mean() - 0.3 * np.ptp(outline[:, 1])
+        _fill_ring(out, beside & (distance > 0), distance, 0.9 * usual_px)
     return out
 
 

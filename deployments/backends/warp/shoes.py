@@ -62,6 +62,7 @@ def _wear(request: ExpertRequest, shoe: Shoe, gain: Float32Array) -> tuple[UInt8
     allowed = soften_inside(request.region_hw)[..., None]
     crop = request.crop_hwc.astype(np.float32)
     out = _without_old(request, placed)
+    gain = np.maximum(gain, _old_gain(request, shoe, placed))
     for one in placed:
         shade = SHADOW * _contact_shadow(one) * (1.0 - one.leg)
         out *= 1.0 - shade[..., None]
@@ -151,6 +152,18 @@ def _contact_shadow(one: _Placed) -> Float32Array:
     matrix = np.array([[1, 0, x], [0, 1, y]], np.float64)
     sole = cv2.warpAffine(one.cover * low, matrix, low.shape[::-1])
     return np.asarray(cv2.GaussianBlur(sole, (0, 0), max(0.035 * length_px, 0.6)), np.float32)
+
+
+def _old_gain(request: ExpertRequest, shoe: Shoe, placed: list[_Placed]) -> float:
+    """The light on the feet: new shoes are not darker than bright old ones were."""
+    old = np.logical_or.reduce([one.old for one in placed]) if placed else np.zeros(0, np.bool_)
+    new = shoe.image_hwc[shoe.image_hwc[..., 3] > 200][:, :3]
+    if old.sum() < 64 or not len(new):
+        return 0.0
+    bright_old, bright_new = (
+        float(np.percentile(pixels.mean(-1), 90)) for pixels in (request.crop_hwc[old], new)
+    )
+    return min(0.96 * bright_old / max(bright_new, 1.0), 1.0)
 
 
 def _gain(request: ExpertRequest) -> Float32Array:

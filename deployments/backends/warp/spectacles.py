@@ -103,6 +103,7 @@ def _turned(rgba_hwc: UInt8Array, near: Lens, far: Lens) -> Spectacles:
     start = _outer_end(half[..., 3], float(outline[:, 0].min()), lens_px)
     half[..., 3] = _between(half[..., 3], start, size[0] + 9)
     half[..., 3] = _near_piece(_rounded(half[..., 3], lens_hw), lens_hw)
+    half[..., 3] = _rounded_end(half[..., 3], start, lens_px)
     half = repair_rim(half, outline, lens_hw)
     half[..., 3] = _near_piece(half[..., 3], lens_hw)
     hinge_y = _attachment_y(half[..., 3], start)
@@ -232,6 +233,20 @@ def _rounded(alpha_hw: UInt8Array, lens_hw: UInt8Array) -> UInt8Array:
     size = 2 * round(0.6 * half_px) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
     return cv2.morphologyEx(np.maximum(alpha_hw, lens_hw), cv2.MORPH_OPEN, kernel).astype(np.uint8)
+
+
+def _rounded_end(alpha_hw: UInt8Array, start: float, lens_px: float) -> UInt8Array:
+    """The end where the temple was cut off, with corners as ends of frames have them."""
+    x = round(start)
+    tall = int((alpha_hw[:, x : x + 3] > 127).any(1).sum())
+    size = 2 * round(0.3 * min(tall, 0.8 * lens_px)) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+    end = slice(None), slice(0, x + size)
+    around = slice(None), slice(0, x + 3 * size)
+    opened = cv2.morphologyEx(np.ascontiguousarray(alpha_hw[around]), cv2.MORPH_OPEN, kernel)
+    out = alpha_hw.copy()
+    out[end] = opened[:, : out[end].shape[1]]
+    return out
 
 
 def _attachment_y(alpha_hw: UInt8Array, start: float) -> float:
