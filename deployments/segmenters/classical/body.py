@@ -10,6 +10,8 @@ from deployments.segmenters.classical.figure import Figure
 from deployments.segmenters.classical.outline import Outline
 from serve.messages import Point, UInt8Array
 
+MIN_STATURE = 3.9
+"""Shoulder to sole in face sizes: 7.5 in adults, about 4 in small children."""
 MIN_BODY = 0.35
 """Face sizes of body below the neck that must be visible before anything is said about it."""
 
@@ -52,7 +54,7 @@ def _levels(outline: Outline, figure: Figure, height: int) -> Levels:
     unit = figure.unit_px
     shoulder, sole = figure.row(proportions.SHOULDER), figure.row(proportions.SOLE)
     ends_inside = outline.bottom_row < height - max(3, 0.1 * unit)
-    has_feet = ends_inside and outline.bottom_row - shoulder > 4.5 * unit
+    has_feet = ends_inside and outline.bottom_row - shoulder > MIN_STATURE * unit
     if has_feet:
         sole = float(outline.bottom_row)
     stretch = (sole - shoulder) / (proportions.SOLE - proportions.SHOULDER)
