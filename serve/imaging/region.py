@@ -15,6 +15,7 @@ from serve.imaging.colour import IntBox
 from serve.messages import Point
 
 UInt8Array = NDArray[np.uint8]
+_CUBIC_ABOVE = 1.5
 _AREA_BELOW = 0.75
 _PAINTABLE = 63
 _EDGE_SIGMA = 1.4  # pixels of the copy; halves the error on discs and straight edges, 4x and 8x up
@@ -118,8 +119,10 @@ def resample(pixels: UInt8Array, width_px: int, height_px: int) -> UInt8Array:
     factor = (width_px * height_px / (pixels.shape[0] * pixels.shape[1])) ** 0.5
     # Area means soften: 45 dB against Lanczos' 51-60 on a crop that comes back from 1.05x-1.35x.
     how = cv2.INTER_AREA if factor < _AREA_BELOW else cv2.INTER_LANCZOS4
-    if pixels.ndim == 2 and how == cv2.INTER_LANCZOS4:
-        how = cv2.INTER_LINEAR  # Lanczos overshoots: in a map it marks pixels that nobody painted
+    if factor > _CUBIC_ABOVE:
+        how = cv2.INTER_CUBIC  # as good there (58.7 dB both at 2.5x), in a fifteenth of the time
+    if pixels.ndim == 2 and how != cv2.INTER_AREA:
+        how = cv2.INTER_LINEAR  # overshoot would mark pixels in a map that nobody painted
     resized: Any = cv2.resize(pixels, (width_px, height_px), interpolation=how)
     return resized  # type: ignore[no-any-return]
 
