@@ -3,6 +3,8 @@
 Ray reads its flags when it is imported: `serve.settings.export_ray_flags` comes before this module.
 """
 
+import contextlib
+import io
 import logging
 import os
 import socket
@@ -96,8 +98,10 @@ class LocalCluster:
     def stop(self) -> None:
         """Stop Serve, then Ray. Safe to call twice, and after a failed start."""
         if ray.is_initialized():
-            rayserve.shutdown()
-            ray.shutdown()
+            # The controller kills itself while answering, which Ray prints as a failed task.
+            with contextlib.redirect_stdout(io.StringIO()):
+                rayserve.shutdown()
+                ray.shutdown()
 
 
 def _reasons(message: str, deployments: Mapping[str, object]) -> str:
