@@ -39,6 +39,10 @@ def run_demo(url: str, out_dir: Path, console: Console) -> int:
             if not console.is_terminal:
                 console.print(f"{number} of {len(cases)}: {case.expert}")
     console.print(_table(results))
+    for result in results:
+        if not result.ok:
+            words = f"{result.case.expert} failed: {result.error_code}: {result.detail}"
+            console.print(words, style="red", markup=False)
     facts = DemoFacts(
         version=__version__,
         python=platform.python_version(),
@@ -101,14 +105,11 @@ def _table(results: list[DemoResult]) -> Table:
     for heading in (*stages, "total", "outside"):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
-        table.add_row(*_row(result, stages))
+        if result.receipt is not None:
+            table.add_row(result.case.expert, *_cells(result.receipt, stages))
     return table
 
 
-def _row(result: DemoResult, stages: list[str]) -> list[str]:
-    receipt = result.receipt
-    if receipt is None:
-        return [result.case.expert, result.error_code]
+def _cells(receipt: DemoReceipt, stages: list[str]) -> list[str]:
     times = [f"{receipt.stages_ms.get(stage, 0):.0f}" for stage in stages]
-    outside = str(receipt.outside_max_diff)
-    return [result.case.expert, receipt.version, *times, f"{receipt.total_ms:.0f}", outside]
+    return [receipt.version, *times, f"{receipt.total_ms:.0f}", str(receipt.outside_max_diff)]
