@@ -6,11 +6,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.messages import ExpertRequest, UInt8Array
+from serve.messages import ExpertRequest
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
+CLEAR_LEAN = 0.08
 MAX_TILT = np.radians(24.0)
 """Steeper than this a standing foot points at the camera and is only foreshortened."""
 
@@ -52,13 +53,36 @@ class Foot:
         return replace(self, heel=heel, toe=toe, ankle=ankle)
 
 
-def find_feet(request: ExpertRequest) -> list[Foot]:
-    """The feet inside the region, the farther first; from landmarks, else from its shape."""
+def find_feet(request: ExpertRequest, standing: BoolArray) -> list[Foot]:
+    """The feet inside the region, the farther first.
+
+    Args:
+        standing: (H, W) what is seen to stand there. Landmarks that do not lie on it give way to
+            its shape; where it shows nothing either, the shape of the region is taken.
+    """
+    region = request.region_hw > 0
     feet = [foot for side in ("left", "right") if (foot := _from_landmarks(request, side))]
-    feet = feet or _from_region(request)
+    if 0.12 * region.sum() < standing.sum() < 0.85 * region.sum():
+        if not feet or not all(_lies_on(foot, standing) for foot in feet):
+            feet = _from_shape(standing, True, feet)
+    elif not feet:
+        feet = _from_shape(region, False, feet)
     longest_px = max((foot.length_px for foot in feet), default=1.0)
     feet = [_unforeshortened(foot, longest_px) for foot in feet]
     return sorted(feet, key=lambda foot: float(max(foot.heel[1], foot.toe[1])))
+
+
+def _lies_on(foot: Foot, standing: BoolArray) -> bool:
+    """Whether something stands between heel and toe, and does not go on beyond them."""
+    height, width = standing.shape
+
+    def share(start: float, end: float) -> float:
+        at = foot.heel + np.linspace(start, end, 24)[:, None] * (foot.toe - foot.heel)
+        x, y = np.rint(at + 0.1 * foot.length_px * foot.up).astype(int).T
+        seen = (0 <= x) & (x < width) & (0 <= y) & (y < height)
+        return float(standing[y[seen], x[seen]].mean()) if seen.any() else 0.0
+
+    return share(0.08, 0.92) > 0.4 and max(share(-0.4, -0.2), share(1.2, 1.4)) < 0.5
 
 
 def _from_landmarks(request: ExpertRequest, side: str) -> Foot | None:
@@ -77,44 +101,68 @@ def _from_landmarks(request: ExpertRequest, side: str) -> Foot | None:
     height, width = request.region_hw.shape
     if length_px < 4 or not (0 <= x < width and 0 <= y < height):
         return None
-    near = np.zeros_like(request.region_hw)
+    near = np.zeros(request.region_hw.shape, np.uint8)
     cv2.circle(near, (round(x), round(y)), max(round(0.5 * length_px), 2), 255, -1)
     return Foot(heel, toe, ankle, leg_up, True) if (request.region_hw[near > 0] > 0).any() else None
 
 
-def _from_region(request: ExpertRequest) -> list[Foot]:
-    """One foot per part of the region, two where one part is as wide as two feet."""
-    region = (request.region_hw > 0).astype(np.uint8)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(region)
+def _from_shape(shape: BoolArray, is_exact: bool, guesses: list[Foot]) -> list[Foot]:
+    """One foot per part of a shape; two where one part is as wide as two feet, or is shared by
+    two guessed ones."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(shape.astype(np.uint8))
     order = 1 + np.argsort(stats[1:, cv2.CC_STAT_AREA])[::-1]
-    large = [int(k) for k in order if stats[k, cv2.CC_STAT_AREA] > 0.15 * region.sum()][:2]
+    large = [int(k) for k in order if stats[k, cv2.CC_STAT_AREA] > 0.15 * shape.sum()][:2]
     parts = [labels == label for label in large]
     if len(parts) == 1:
         x, _, width, height, _ = (int(value) for value in stats[large[0]])
         if width > 1.9 * height:
-            columns = np.arange(region.shape[1])[None] < x + width / 2
+            columns = np.arange(shape.shape[1])[None] < x + width / 2
             parts = [parts[0] & columns, parts[0] & ~columns]
-    return [_from_part(part, request.silhouette_hw) for part in parts]
+        elif len(guesses) == 2:
+            nearer = _nearer(shape.shape, guesses)
+            parts = [parts[0] & nearer, parts[0] & ~nearer]
+    parts = [part for part in parts if part.sum() >= 16]
+    leans = [_lean(part) for part in parts]
+    # Feet mostly point the same way, and products to the left.
+    common = max(leans, key=abs, default=0.0)
+    return [
+        _from_part(part, lean if abs(lean) > CLEAR_LEAN else common, is_exact)
+        for part, lean in zip(parts, leans, strict=True)
+    ]
 
 
-def _from_part(part: BoolArray, silhouette_hw: UInt8Array | None) -> Foot:
-    seen = part
-    if silhouette_hw is not None:
-        body = part & (silhouette_hw > 127)
-        if body.sum() > 0.2 * part.sum():
-            seen = body
-    x, y, width, height = cv2.boundingRect(seen.astype(np.uint8))
-    low = seen[y + height // 2 : y + height]
-    xs = np.flatnonzero(low.any(0))
-    margin = 0.0 if seen is not part else 0.06 * width
-    x0, x1 = float(xs.min()) + margin, float(xs.max()) - margin
-    sole_y = y + (0.97 if seen is not part else 0.9) * height
-    top_x = float(np.nonzero(seen[y : y + max(height // 4, 1)])[1].mean())
-    # The leg stands over the heel; where the shape does not tell, shoes point left as products do.
-    toe_right = top_x < x0 + 0.42 * (x1 - x0)
-    heel_x, toe_x = (x0, x1) if toe_right else (x1, x0)
-    ankle = np.array([heel_x + 0.25 * (toe_x - heel_x), y + 0.2 * height])
-    heel, toe = (np.array([end, sole_y]) for end in (heel_x, toe_x))
+def _nearer(shape: tuple[int, ...], feet: list[Foot]) -> BoolArray:
+    """Where the first of two feet is nearer than the second."""
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    middles = [(foot.heel + foot.toe + foot.ankle) / 3 for foot in feet]
+    one, other = (np.hypot(x - middle[0], y - middle[1]) for middle in middles)
+    return np.asarray(one < other, np.bool_)
+
+
+def _lean(part: BoolArray) -> float:
+    """Where the leg stands over the foot: -0.5 at its left end, 0.5 at its right."""
+    x, y, width, height = cv2.boundingRect(part.astype(np.uint8))
+    top = np.nonzero(part[y : y + max(height // 4, 1)])[1].mean()
+    low = np.flatnonzero(part[y + height // 2 : y + height].any(0))
+    return float((top - low.mean()) / max(np.ptp(low), 1))
+
+
+def _from_part(part: BoolArray, lean: float, is_exact: bool) -> Foot:
+    """A foot as long as the lower half of its part; the leg stands over the heel."""
+    _, y, _, height = cv2.boundingRect(part.astype(np.uint8))
+    columns = np.flatnonzero(part[y + height // 2 : y + height].any(0))
+    x0, x1 = float(columns.min()), float(columns.max())
+    margin = 0.0 if is_exact else 0.06 * (x1 - x0)
+    bottom = part.shape[0] - 1 - np.argmax(part[::-1], axis=0)
+    edge = max(len(columns) // 8, 1)
+    ends = [
+        np.array([x0 + margin, np.percentile(bottom[columns[:edge]], 80) - margin]),
+        np.array([x1 - margin, np.percentile(bottom[columns[-edge:]], 80) - margin]),
+    ]
+    heel, toe = ends if lean < -CLEAR_LEAN else ends[::-1]
+    # The part may hold more leg than shoe: ankles are half a foot's length above the sole.
+    ankle_y = max(y + 0.15 * height, min(heel[1], toe[1]) - 0.5 * abs(toe[0] - heel[0]))
+    ankle = np.array([heel[0] + 0.25 * (toe[0] - heel[0]), ankle_y])
     return Foot(heel, toe, ankle, np.array([0.0, -1.0]), False)
 
 

@@ -11,6 +11,7 @@ from deployments.backends.warp.feet import Foot, find_feet, fit_to_shoe
 from deployments.backends.warp.filling import fill_from
 from deployments.backends.warp.footparts import LEG, SHOE, draw_line, label_parts
 from deployments.backends.warp.footwear import Shoe, read_shoe
+from deployments.backends.warp.ground import find_standing
 from deployments.backends.warp.light import scene_gain, scene_tint
 from deployments.backends.warp.window import cut_window, find_window, paste_window, soften_inside
 from serve.messages import ExpertRequest, UInt8Array
@@ -49,7 +50,7 @@ def wear_shoes(request: ExpertRequest, rng: np.random.Generator) -> tuple[UInt8A
         GenerationFailed: the product picture shows nothing but background.
     """
     height, width = request.region_hw.shape
-    window = find_window(request.region_hw, (width / 2, height / 2), max(height, width))
+    window = find_window(request.region_hw, (width / 2, height / 2), max(height, width), 0.4)
     if window is None:
         return request.crop_hwc.copy(), np.zeros_like(request.region_hw)
     shoe = read_shoe(cut_out(request.product_hwc))
@@ -58,10 +59,11 @@ def wear_shoes(request: ExpertRequest, rng: np.random.Generator) -> tuple[UInt8A
 
 
 def _wear(request: ExpertRequest, shoe: Shoe, gain: Float32Array) -> tuple[UInt8Array, UInt8Array]:
-    placed = [_place(request, shoe, foot) for foot in find_feet(request)]
+    standing = find_standing(request)
+    placed = [_place(request, shoe, foot) for foot in find_feet(request, standing)]
     allowed = soften_inside(request.region_hw)[..., None]
     crop = request.crop_hwc.astype(np.float32)
-    out = _without_old(request, placed)
+    out = _without_old(request, placed, standing)
     gain = np.maximum(gain, _old_gain(request, shoe, placed))
     for one in placed:
         shade = SHADOW * _contact_shadow(one) * (1.0 - one.leg)
@@ -114,10 +116,12 @@ def _similarity(shoe: Shoe, foot: Foot, height_px: float) -> tuple[FloatArray, f
     return np.column_stack([linear, offset]), float(scale)
 
 
-def _without_old(request: ExpertRequest, placed: list[_Placed]) -> Float32Array:
+def _without_old(
+    request: ExpertRequest, placed: list[_Placed], standing: BoolArray
+) -> Float32Array:
     """The crop with ground where the old shoes are."""
     hole = np.zeros(request.region_hw.shape, np.uint8)
-    body = np.zeros_like(hole)
+    body = standing.astype(np.uint8)
     for one in placed:
         length_px = one.foot.length_px
         size = 2 * round(0.05 * length_px) + 1
@@ -129,10 +133,15 @@ def _without_old(request: ExpertRequest, placed: list[_Placed]) -> Float32Array:
         sock = np.zeros_like(hole)
         low = one.foot.ankle - one.foot.up * 0.3 * length_px
         draw_line(sock, low, one.foot.ankle, 0.45 * length_px, 1)
+        # Higher up is leg, whatever its colour.
+        hem_y = max(round(float(one.foot.ankle[1]) - 0.12 * length_px), 0)
+        grown[:hem_y] = 0
         hole |= grown & (1 - sock)
         body |= grown | sock | cv2.dilate((one.leg > 0.1).astype(np.uint8), kernel).astype(np.uint8)
     if request.silhouette_hw is not None:
         body |= (request.silhouette_hw > 127).astype(np.uint8)
+    highest = min((one.foot.ankle[1] - 0.1 * one.foot.length_px for one in placed), default=0.0)
+    body[: max(round(float(highest)), 0)] = 1
     crop = request.crop_hwc.astype(np.float32)
     for one in placed:
         hole[one.leg > 0.5] = 0

@@ -11,19 +11,23 @@ from serve.messages import ExpertRequest, Point, UInt8Array
 Window = tuple[slice, slice]
 
 
-def find_window(region_hw: UInt8Array, centre: Point, reach_px: float) -> Window | None:
-    """Rows and columns of the region within reach of a point; None where there is no region."""
+def find_window(
+    region_hw: UInt8Array, centre: Point, reach_px: float, margin: float = 0.0
+) -> Window | None:
+    """Rows and columns of the region within reach of a point; None where there is no region.
+
+    Args:
+        margin: how much more to take on every side, in longer sides of what was found.
+    """
     height, width = region_hw.shape
-    x0, y0 = (
-        int(np.clip(at - reach_px, 0, end)) for at, end in zip(centre, (width, height), strict=True)
-    )
-    x1, y1 = (
-        int(np.clip(at + reach_px, 0, end)) for at, end in zip(centre, (width, height), strict=True)
-    )
+    x0, y0 = (int(max(at - reach_px, 0)) for at in centre)
+    x1, y1 = (int(max(at + reach_px, 0)) for at in centre)
     x, y, w, h = cv2.boundingRect((region_hw[y0:y1, x0:x1] > 0).astype(np.uint8))
     if w < 8 or h < 8:
         return None
-    return slice(y0 + y, y0 + y + h), slice(x0 + x, x0 + x + w)
+    more = round(margin * max(w, h))
+    rows = slice(max(y0 + y - more, 0), min(y0 + y + h + more, height))
+    return rows, slice(max(x0 + x - more, 0), min(x0 + x + w + more, width))
 
 
 def cut_window(request: ExpertRequest, window: Window) -> ExpertRequest:
