@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -96,9 +97,10 @@ def up(
     finally:
         # A second Ctrl-C must not leave half a cluster behind.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        err.print("Stopping ...")
-        cluster.stop()
-        err.print("Stopped.")
+        if cluster.is_running:
+            err.print("Stopping ...")
+            cluster.stop()
+            err.print("Stopped.")
 
 
 def _stop_on_signals(stopped: threading.Event) -> None:
@@ -264,16 +266,17 @@ def experts(url: Url = None) -> None:
     """List the deployed expert versions."""
     with Client(url or Settings().url) as client:
         models = client.models().models
-    table = Table("version", "state", "default", "backend", "status", "licence", "what it does")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("version", "state", "backend", "status", "licence"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("what it does")
     for model in models:
-        backend = f"{model.backend} (preview)" if model.preview else model.backend
-        terms = "commercial" if model.commercial_use else "non-commercial"
-        licence = f"{model.licence}, {terms}"
-        default = "yes" if model.default else ""
-        table.add_row(
-            model.version, model.state, default, backend, model.status, licence, model.title
-        )
+        version = f"{model.version} *" if model.default else model.version
+        backend = f"{model.backend}, preview" if model.preview else model.backend
+        licence = model.licence if model.commercial_use else f"{model.licence}, non-commercial"
+        table.add_row(version, model.state, backend, model.status, licence, model.title)
     out.print(table)
+    out.print("* the version a request gets when it names none")
 
 
 @app.command()
@@ -282,7 +285,7 @@ def demo(
     family: Family = None,
     url: Annotated[str | None, typer.Option(help="Use a running API instead.")] = None,
 ) -> None:
-    """Try all seven experts on bundled pictures and write a page to look at."""
+    """Try all seven experts on bundled pictures; write a page."""
     from serve.demo.run import run_demo
 
     if url is not None:

@@ -56,6 +56,11 @@ class LocalCluster:
     def url(self) -> str:
         return f"http://{self._options.host}:{self._options.port}"
 
+    @property
+    def is_running(self) -> bool:
+        """True from the moment Ray runs, whether or not the family came up."""
+        return bool(ray.is_initialized())
+
     def start(self, on_progress: OnProgress, stopped: threading.Event) -> None:
         """Start everything and return when every deployment runs, or when stopped is set.
 
@@ -97,7 +102,7 @@ class LocalCluster:
 
     def stop(self) -> None:
         """Stop Serve, then Ray. Safe to call twice, and after a failed start."""
-        if ray.is_initialized():
+        if self.is_running:
             # The controller kills itself while answering, which Ray prints as a failed task.
             with contextlib.redirect_stdout(io.StringIO()):
                 rayserve.shutdown()

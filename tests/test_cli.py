@@ -102,7 +102,7 @@ def test_refusal_is_said_in_words_with_a_remedy(api: Client, tmp_path: Path) -> 
 def test_experts_lists_version_backend_and_licence(api: Client) -> None:
     answer = sm4ll("experts", "--url", api.url, COLUMNS="160")
     assert answer.returncode == 0
-    for words in ("eye@1", "bg@1", "warp (preview)", "no weights"):
+    for words in ("eye@1 *", "bg@1 *", "top@noop", "warp, preview", "no weights"):
         assert words in answer.stdout
 
 
