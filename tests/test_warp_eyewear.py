@@ -131,6 +131,20 @@ def test_eyes_shine_through_tinted_lenses_a_little() -> None:
     assert 0.1 < change.mean() / change_below.mean() < 0.3
 
 
+@pytest.mark.parametrize(
+    "product", [draw_glasses(), draw_turned_glasses()], ids=["front", "turned"]
+)
+def test_clear_lenses_show_the_eyes(product: UInt8Array) -> None:
+    product[product.max(-1) < 90] = 250
+    request = request_for(product)
+    image, _ = wear(request)
+    assert is_red(image).sum() > 1500
+    for x in (155, 245):
+        iris = slice(186, 195), slice(x - 4, x + 5)
+        change = np.abs(image[iris].astype(int) - request.crop_hwc[iris]).max()
+        assert change < 60
+
+
 def test_dark_scene_darkens_the_frame() -> None:
     day = request_for(draw_glasses())
     crop = (day.crop_hwc * 0.35).astype(np.uint8)

@@ -63,7 +63,7 @@ def _cover(product_hwc: UInt8Array, shape: tuple[int, ...]) -> Float32Array:
 def _person_colour(crop: Float32Array, weight: Float32Array) -> Float32Array:
     """The person's own colour, carried outward from where the person is for certain."""
     sure = (weight[..., 0] < 0.02).astype(np.uint8)
-    inner = cv2.erode(sure, np.ones((3, 3), np.uint8)).astype(np.float32)
+    inner = cv2.erode(sure, np.ones((5, 5), np.uint8)).astype(np.float32)
     colour, known = np.zeros_like(crop), np.zeros(inner.shape, np.float32)
     for sigma in (1.5, 4.0, 12.0):
         parts = cv2.GaussianBlur(np.dstack([crop * inner[..., None], inner]), (0, 0), sigma)

@@ -231,12 +231,13 @@ def _compose(
     crop = request.crop_hwc.astype(np.float32)
     gain = _scene_gain(request, head)
     allowed = soften_inside(request.region_hw)
-    cover = np.maximum.reduce([front.cover, *(layer.cover for layer in temples)])
+    glass = _lens_opacity(front, lens)
+    opaque = front.cover * (1.0 - lens + lens * glass)
+    cover = np.maximum.reduce([opaque, *(layer.cover for layer in temples)])
     out = crop * (1.0 - allowed * _shadow(request, cover, head))[..., None]
     for layer in temples:
         out += (allowed * layer.cover)[..., None] * (np.clip(layer.rgb * gain, 0, 255) - out)
-    glass = _lens_opacity(front, lens)
-    opacity = allowed * front.cover * (1.0 - lens + lens * glass)
+    opacity = allowed * opaque
     shade = 1.0 - lens * (1.0 - LENS_SHADE) * np.clip((glass - 0.5) * 3.2, 0.0, 1.0)
     out += opacity[..., None] * (np.clip(front.rgb * gain * shade[..., None], 0, 255) - out)
     image = np.rint(np.clip(out, 0, 255)).astype(np.uint8)

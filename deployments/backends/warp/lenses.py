@@ -1,6 +1,6 @@
 """Finds the two lenses in a cut-out picture of glasses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import cv2
@@ -27,6 +27,8 @@ class Lens:
     """(n, 2) x, y of its convex outline."""
     area_px: float
     colour_lab: FloatArray
+    is_clear: bool = False
+    """Cut out together with the background that shines through it."""
 
     @property
     def centre(self) -> FloatArray:
@@ -43,7 +45,7 @@ class Lens:
         return bool(ratio > 0.74 and widths > 0.82)
 
     def mirrored(self, width_px: int) -> "Lens":
-        return Lens(self.outline * (-1.0, 1.0) + (width_px, 0.0), self.area_px, self.colour_lab)
+        return replace(self, outline=self.outline * (-1.0, 1.0) + (width_px, 0.0))
 
 
 def find_lenses(rgba_hwc: UInt8Array) -> tuple[Lens, Lens] | None:
@@ -65,7 +67,7 @@ def find_lenses(rgba_hwc: UInt8Array) -> tuple[Lens, Lens] | None:
 
 
 def _enlarged(lens: Lens, scale: float) -> Lens:
-    return Lens(lens.outline * scale, lens.area_px * scale**2, lens.colour_lab)
+    return replace(lens, outline=lens.outline * scale, area_px=lens.area_px * scale**2)
 
 
 def _gradient(lab: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -81,7 +83,8 @@ def _holes(alpha_hw: UInt8Array, lab: NDArray[np.float32]) -> list[Lens]:
     for label in range(1, count):
         x, y, w, h, _ = stats[label]
         if x > 0 and y > 0 and x + w < width and y + h < height:
-            found += _lens(labels == label, alpha_hw, lab)
+            lenses = _lens(labels == label, alpha_hw, lab)
+            found += [replace(lens, is_clear=True) for lens in lenses]
     return found
 
 

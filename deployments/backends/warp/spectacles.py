@@ -1,6 +1,6 @@
 """Reads a pair of glasses out of a cut-out product: front seen head-on, lenses, one temple."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ TEMPLE_TO_FRONT = 145.0 / 140.0
 """Length of a temple to width of a front, in mm of a medium frame."""
 SLOPE_SHARE = 0.6
 """Fronts are bowed: the near half runs less steeply than the line over both lenses."""
+CLEAR_GLASS = (236, 240, 244)
 NECK = 1.15
 """The front ends where it is hardly taller than the thinnest place before the temple."""
 
@@ -57,12 +58,21 @@ def read_spectacles(rgba_hwc: UInt8Array) -> Spectacles:
         return _whole(rgba_hwc)
     left, right = pair
     if left.is_alike(right):
-        return _level(rgba_hwc, left, right)
+        return _glazed(_level(rgba_hwc, left, right), left)
     if right.area_px > left.area_px:
         width = rgba_hwc.shape[1]
         rgba_hwc = np.ascontiguousarray(rgba_hwc[:, ::-1])
         left, right = right.mirrored(width), left.mirrored(width)
-    return _turned(rgba_hwc, left, right)
+    return _glazed(_turned(rgba_hwc, left, right), left)
+
+
+def _glazed(glasses: Spectacles, lens: Lens) -> Spectacles:
+    """Clear lenses came out as holes: give them the colour of glass."""
+    if not lens.is_clear:
+        return glasses
+    front, inside = glasses.front_hwc.copy(), glasses.lens_hw > 127
+    front[inside] = (*CLEAR_GLASS, 255)
+    return replace(glasses, front_hwc=front)
 
 
 def _whole(rgba_hwc: UInt8Array) -> Spectacles:
