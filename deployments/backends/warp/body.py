@@ -1,7 +1,7 @@
 """The wearer's frame in crop pixels: completed landmarks, the torso's axis, limbs, body widths."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +23,18 @@ class Path:
     points: FloatArray
     """(n, 2), evenly spaced."""
     step_px: float
+    origin_px: float = 0.0
+    """Length along the points at which the path's own measure is 0."""
 
     @property
     def length_px(self) -> float:
-        return self.step_px * (len(self.points) - 1)
+        """From the origin to the end."""
+        return self.step_px * (len(self.points) - 1) - self.origin_px
 
     def at(self, t_px: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Positions and unit tangents at lengths along the path; straight on beyond its ends."""
-        k = np.arange(len(self.points)) * self.step_px
-        inside = np.clip(t_px, 0.0, self.length_px)
+        k = np.arange(len(self.points)) * self.step_px - self.origin_px
+        inside = np.clip(t_px, -self.origin_px, self.length_px)
         tangents = np.gradient(self.points, self.step_px, axis=0)
         place, tangent = (
             np.stack([np.interp(inside, k, column) for column in values.T], axis=-1)
@@ -92,10 +95,16 @@ class Body:
 
     def axis(self, with_legs: bool) -> Path:
         """From between the shoulders to between the hips, and on to between the ankles."""
-        corners = [np.mean(self.shoulders, axis=0), np.mean(self.hips, axis=0)]
+        top = np.mean(self.shoulders, axis=0)
+        # The neck tells the middle of a person who is turned better than the shoulders do.
+        aside = float((self.neck - top) @ self.across) / 2
+        top = top + np.clip(aside, -0.2 * self.unit_px, 0.2 * self.unit_px) * self.across
+        rise = 0.35 * self.torso_px
+        upright = np.array([self.across[1], -self.across[0]])
+        corners = [top + rise * upright, top, np.mean(self.hips, axis=0)]
         if with_legs:
             corners += [np.mean([leg[joint] for leg in self.legs], axis=0) for joint in (1, 2)]
-        return trace(corners, 0.35 * self.torso_px)
+        return replace(trace(corners, 0.3 * self.torso_px), origin_px=rise)
 
     def model_half_width(self, t_px: FloatArray) -> FloatArray:
         """Half-width of a body at lengths below the shoulders; arms do not count."""

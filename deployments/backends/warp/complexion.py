@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.backends.warp.body import Body
-from deployments.backends.warp.light import blur_within
+from deployments.backends.warp.light import blur, blur_within
 from serve.messages import Box, UInt8Array
 
 FloatArray = NDArray[np.float32]
@@ -49,9 +49,9 @@ def find_complexion(
     for limb in (*body.arms, *body.legs):
         cv2.line(limbs, _pixel(limb[1]), _pixel(limb[2]), 1, thickness)
     spots += [lab_hwc[(neck > 0) & person_hw], lab_hwc[(limbs > 0) & person_hw]]
-    tones = []
+    tones: list[FloatArray] = []
     for samples in spots:
-        plausible = samples[_looks_like_skin(samples)]
+        plausible = samples[looks_like_skin(samples)]
         if len(plausible) > max(30, 0.3 * len(samples)):
             tone = np.median(plausible, axis=0).astype(np.float32)
             if not tones or abs(float(tone[0] - tones[0][0])) < 30.0:
@@ -60,14 +60,18 @@ def find_complexion(
         head = person_hw.copy()
         head[max(0, int(min(joint[1] for joint in body.shoulders) - 0.15 * body.unit_px)) :] = False
         samples = lab_hwc[head]
-        plausible = samples[_looks_like_skin(samples) & (samples[:, 0] > 30.0)]
-        if len(plausible) > max(40, 0.02 * body.unit_px**2):
-            tones.append(np.median(plausible, axis=0).astype(np.float32))
-    if not tones:
-        usual = np.array([62.0, 14.0, 20.0], np.float32)
-        return Complexion(usual, (usual,), False)
+        return guess_complexion(samples, body)
     # Limbs may be clothed: they count only for who shows neither face nor neck.
     return Complexion(tones[0], tuple(tones[:2]), True)
+
+
+def guess_complexion(samples: FloatArray, body: Body) -> Complexion:
+    """From (n, 3) Lab pixels of which some may be skin; an average one when too few are."""
+    plausible = samples[looks_like_skin(samples) & (samples[:, 0] > 30.0)]
+    is_seen = len(plausible) > max(40, 0.02 * body.unit_px**2)
+    usual = np.array([62.0, 14.0, 20.0], np.float32)
+    tone = np.median(plausible, axis=0).astype(np.float32) if is_seen else usual
+    return Complexion(tone, (tone,), is_seen)
 
 
 def _pixel(point: NDArray[np.float64]) -> tuple[int, int]:
@@ -75,7 +79,7 @@ def _pixel(point: NDArray[np.float64]) -> tuple[int, int]:
     return int(x), int(y)
 
 
-def _looks_like_skin(lab: FloatArray) -> BoolArray:
+def looks_like_skin(lab: FloatArray) -> BoolArray:
     """Any human skin in any usual light: hue from red to yellow, some chroma, not black."""
     hue = np.degrees(np.arctan2(lab[..., 2], lab[..., 1]))
     chroma = np.hypot(lab[..., 1], lab[..., 2])
@@ -92,7 +96,8 @@ def skin_distance(lab_hwc: FloatArray, complexion: Complexion) -> FloatArray:
 def _tone_distance(lab_hwc: FloatArray, tone: FloatArray) -> FloatArray:
     # Skin loses chroma along with lightness in shadow.
     shade = np.clip(lab_hwc[..., 0] / max(float(tone[0]), 1.0), 0.45, 1.1)[..., None]
-    tint = np.linalg.norm(lab_hwc[..., 1:] - tone[1:] * shade, axis=-1)
+    offset = lab_hwc[..., 1:] - tone[1:] * shade
+    tint = np.hypot(offset[..., 0], offset[..., 1])
     change = lab_hwc[..., 0] - tone[0]
     far = np.where(change < 0, 0.7 * (-change - 14.0), 0.4 * (change - 14.0))
     return np.asarray(np.hypot(tint, np.maximum(far, 0.0)), np.float32)
@@ -136,15 +141,13 @@ def paint_skin(
     tone = np.broadcast_to(complexion.lab, lab_hwc.shape).astype(np.float32)
     # From far to near: what lies beside the new skin decides, the complexion only where nothing is.
     for sigma, gain in ((0.24 * unit_px, 14.0), (0.05 * unit_px, 6.0)):
-        weight = cv2.GaussianBlur(skin_hw.astype(np.float32), (0, 0), sigma)
+        weight = blur(skin_hw.astype(np.float32), sigma)
         share = np.clip(weight * gain, 0.0, 0.97)[..., None]
         near = np.dstack([blur_within(lab_hwc[..., k], skin_hw, sigma) for k in range(3)])
         tone = share * near + (1 - share) * tone
     tone = np.asarray(tone, np.float32)
     depth = cv2.distanceTransform(body_hw.astype(np.uint8), cv2.DIST_L2, 3)
     edge = np.clip(1.0 - depth / (0.13 * unit_px), 0.0, 1.0)
-    tone[..., 0] += 2.0 - 0.16 * complexion.lab[0] * cv2.GaussianBlur(
-        edge**2, (0, 0), 0.02 * unit_px
-    )
+    tone[..., 0] += 2.0 - 0.16 * complexion.lab[0] * blur(edge**2, 0.02 * unit_px)
     rgb = cv2.cvtColor(tone.astype(np.float32), cv2.COLOR_LAB2RGB)
     return np.asarray(np.rint(rgb.clip(0, 1) * 255), np.uint8)

@@ -184,12 +184,21 @@ def _refine(rgb_hwc: UInt8Array, inside_hw: BoolArray, strong_hw: BoolArray) -> 
     marks[rim] = cv2.GC_PR_BGD
     core = cv2.erode(strong_hw.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     marks[core] = cv2.GC_FGD
-    if not core.any() or not (marks == cv2.GC_BGD).any():
+    if not core.any():
         return inside_hw
     cv2.setRNGSeed(0)
     models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(rgb_hwc, marks, (0, 0, 1, 1), *models, 2, cv2.GC_INIT_WITH_MASK)
-    return np.isin(marks, (cv2.GC_FGD, cv2.GC_PR_FGD))
+    x, y, width, height = cv2.boundingRect(inside_hw.astype(np.uint8))
+    # The background far from the product tells nothing new and takes most of the time.
+    box = slice(max(0, y - 24), y + height + 24), slice(max(0, x - 24), x + width + 24)
+    part = np.ascontiguousarray(marks[box])
+    if not (part == cv2.GC_BGD).any():
+        return inside_hw
+    picture = np.ascontiguousarray(rgb_hwc[box])
+    cv2.grabCut(picture, part, (0, 0, 1, 1), *models, 2, cv2.GC_INIT_WITH_MASK)
+    refined = inside_hw.copy()
+    refined[box] = np.isin(part, (cv2.GC_FGD, cv2.GC_PR_FGD))
+    return refined
 
 
 def _see_through(inside_hw: BoolArray, distance_hw: FloatArray) -> BoolArray:
@@ -205,10 +214,13 @@ def _see_through(inside_hw: BoolArray, distance_hw: FloatArray) -> BoolArray:
     limit = 2.0 * _near_limit(distance_hw)
     for label in range(1, count):
         height, area = stats[label, cv2.CC_STAT_HEIGHT], stats[label, cv2.CC_STAT_AREA]
-        is_slit = height > 0.15 * product_height and height**2 > 4.0 * area
-        if not (is_slit or area > 0.12 * product_area):
+        is_thin = height > 0.04 * product_height and height**2 > 4.0 * area
+        if not (is_thin or area > 0.12 * product_area):
             continue
         gap = (labels == label).astype(np.uint8)
+        is_open = (cv2.dilate(gap, np.ones((3, 3)))[~inside_hw] > 0).any()
+        if is_thin and not is_open and height < 0.15 * product_height:
+            continue
         ring = cv2.dilate(gap, np.ones((15, 15))) > cv2.dilate(gap, np.ones((7, 7)))
         around = distance_hw[ring & inside_hw]
         if around.size and np.median(around) > 20.0 and np.median(distance_hw[gap > 0]) < limit:

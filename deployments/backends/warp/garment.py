@@ -9,11 +9,22 @@ from numpy.typing import NDArray
 from deployments.backends.warp.body import Body, find_body
 from deployments.backends.warp.complexion import limb_mask
 from deployments.backends.warp.cutout import cut_out
-from deployments.backends.warp.fit import Part, Seen, fit_lower, fit_region, fit_upper
-from deployments.backends.warp.light import composite, fold_shading, scene_gain, scene_tint, shade
-from deployments.backends.warp.mesh import FloatArray, densify, over, warp
+from deployments.backends.warp.light import (
+    blur,
+    composite,
+    fold_shading,
+    scene_gain,
+    scene_tint,
+    shade,
+)
+from deployments.backends.warp.lower import fit_lower
+from deployments.backends.warp.mesh import FloatArray, over, warp
 from deployments.backends.warp.outline import neck_hole, read_lower, read_upper
-from deployments.backends.warp.undress import Wearer, garment_core, read_wearer, uncover
+from deployments.backends.warp.placement import Part, Seen, fit_region
+from deployments.backends.warp.torso import near, torso_depth, torso_mask
+from deployments.backends.warp.undress import uncover
+from deployments.backends.warp.upper import fit_upper
+from deployments.backends.warp.wearer import Wearer, garment_core, read_wearer
 from serve.messages import Expert, ExpertRequest, UInt8Array
 
 BoolArray = NDArray[np.bool_]
@@ -41,7 +52,7 @@ def dress_garment(
         return _dress_region(request, product)
     wearer, body = read_wearer(request, body, expert)
     parts, hole = place_garment(product, expert, body, _see(request, wearer, body, expert))
-    layer = _draw_in_order(parts, hole, wearer, body)
+    layer = _draw_in_order(parts, hole, wearer, body, expert)
     layer = _light(layer, request, wearer.cloth_hw, wearer.person_hw, body.unit_px)
     allowed = request.region_hw.astype(np.float32) / 255.0
     sleeves = [part for part in parts if part.is_sleeve]
@@ -71,7 +82,7 @@ def _finish(
     allowed: FloatArray,
 ) -> tuple[UInt8Array, UInt8Array]:
     rgb = layer[..., :3] / np.maximum(layer[..., 3:], 1e-3) * 255.0
-    dressed = composite(base_hwc, rgb, layer[..., 3] / 255.0)
+    dressed = composite(base_hwc, np.asarray(rgb, np.float32), layer[..., 3] / 255.0)
     image = composite(request.crop_hwc, dressed.astype(np.float32), allowed)
     alpha = np.rint(change.clip(0, 1) * allowed * 255.0).astype(np.uint8)
     return np.where(alpha[..., None] > 0, image, request.crop_hwc), alpha
@@ -79,9 +90,8 @@ def _finish(
 
 def _see(request: ExpertRequest, wearer: Wearer, body: Body, expert: Expert) -> Seen:
     person = wearer.person_hw.astype(np.uint8)
-    core = garment_core(body, person.shape, expert) & wearer.person_hw
     garment = person
-    if (wearer.cloth_hw & core).sum() > 0.6 * max(1, int(core.sum())):
+    if _covers(wearer, body, expert):
         kernel_px = 2 * round(0.06 * body.unit_px) + 1
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (kernel_px, kernel_px))
         closed = cv2.morphologyEx(wearer.cloth_hw.astype(np.uint8), cv2.MORPH_CLOSE, kernel)
@@ -109,58 +119,78 @@ def draw_parts(parts: list[Part], size_hw: tuple[int, ...]) -> FloatArray:
     height, width = size_hw[:2]
     drawn = np.zeros((height, width, 4), np.float32)
     for part in parts:
-        rows, columns = part.source.shape[:2]
-        grids = [
-            densify(grid, 2 * rows - 1, 2 * columns - 1) for grid in (part.source, part.target)
-        ]
-        drawn = over(warp(part.product_hwc, *grids, (height, width)), drawn)
+        drawn = over(warp(part.product_hwc, part.source, part.target, (height, width)), drawn)
     return drawn
 
 
-def _draw_in_order(parts: list[Part], hole: Part | None, wearer: Wearer, body: Body) -> FloatArray:
+def _draw_in_order(
+    parts: list[Part], hole: Part | None, wearer: Wearer, body: Body, expert: Expert
+) -> FloatArray:
     """Body of the garment, then bare arms and hands, then sleeves."""
     size = (wearer.person_hw.shape[0], wearer.person_hw.shape[1])
     behind = [part for part in parts if not part.is_sleeve]
     front = [part for part in parts if part.is_sleeve]
     layer = draw_parts(behind, size)
     hands = _front_skin(wearer, _hands(body, size, has_sleeves=bool(front)), body)
-    arms = _front_skin(wearer, _forearms(body, size), body)
+    zone = _forearms(body, size, expert)
+    if _covers(wearer, body, expert):
+        # On somebody who is dressed, skin before the body is an arm, wherever landmarks have it.
+        zone |= _before_body(wearer, body, expert)
+    arms = _front_skin(wearer, zone, body)
     layer *= (1.0 - np.maximum(hands, arms))[..., None]
     layer = over(draw_parts(front, size) * (1.0 - hands)[..., None], layer)
     if hole is not None:
+        # Beside the neck the inside of the collar's back stays in sight.
         opening = (
-            draw_parts([hole], size)[..., 3] / 255.0 * _feather(_neck(body, size), body.unit_px)
+            draw_parts([hole], size)[..., 3] / 255.0 * _feather(wearer.person_hw, body.unit_px)
         )
         layer *= (1.0 - np.maximum(_face(body, wearer, size), opening))[..., None]
     return layer
 
 
-def _neck(body: Body, size: tuple[int, int]) -> BoolArray:
-    unit = body.unit_px
-    down = (body.neck - body.chin) / max(float(np.linalg.norm(body.neck - body.chin)), 1e-6)
-    joints = [body.chin, body.neck, body.neck + 0.5 * unit * down]
-    return limb_mask(size, joints, (0.19 * unit, 0.24 * unit, 0.3 * unit))
-
-
 def _front_skin(wearer: Wearer, zone_hw: BoolArray, body: Body) -> FloatArray:
     """Bare arms and hands; not the specks of a garment in the colour of skin."""
-    kernel_px = 2 * round(0.03 * body.unit_px) + 1
+    kernel_px = 2 * round(0.035 * body.unit_px) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (kernel_px, kernel_px))
-    skin = (wearer.skin_hw & zone_hw).astype(np.uint8)
+    skin = cv2.morphologyEx((wearer.skin_hw & zone_hw).astype(np.uint8), cv2.MORPH_CLOSE, kernel)
     solid = cv2.morphologyEx(skin, cv2.MORPH_OPEN, kernel)
-    grown = cv2.dilate(solid, np.ones((5, 5), np.uint8)) & skin
-    return _feather(grown > 0, body.unit_px)
+    grown = cv2.dilate(solid, np.ones((5, 5), np.uint8)) > 0
+    return _feather(grown & (skin > 0), body.unit_px)
 
 
 def _feather(mask_hw: BoolArray, unit_px: float) -> FloatArray:
     sigma = max(0.7, 0.006 * unit_px)
-    return np.asarray(cv2.GaussianBlur(mask_hw.astype(np.float32), (0, 0), sigma), np.float32)
+    return np.asarray(blur(mask_hw.astype(np.float32), sigma), np.float32)
 
 
-def _forearms(body: Body, size: tuple[int, int]) -> BoolArray:
+def _covers(wearer: Wearer, body: Body, expert: Expert) -> bool:
+    """Whether the old garment covers where the new one goes."""
+    core = garment_core(body, wearer.person_hw.shape, expert) & wearer.person_hw
+    return bool((wearer.cloth_hw & core).sum() > 0.6 * max(1, int(core.sum())))
+
+
+def _before_body(wearer: Wearer, body: Body, expert: Expert) -> BoolArray:
+    """Skin before the body that is no neckline and no cut-out: it comes in from the side."""
+    size = (wearer.skin_hw.shape[0], wearer.skin_hw.shape[1])
+    depth = torso_depth(body, size)
+    if expert == "bottom":
+        return np.asarray((depth > 0.75) & (depth < 1.6))
+    inside = torso_mask(body, size, 0.1 * body.unit_px) & (depth > 0.4)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(
+        (wearer.skin_hw & inside).astype(np.uint8)
+    )
+    edge = np.unique(labels[near(~inside, 2) & inside])
+    is_arm = stats[:, cv2.CC_STAT_AREA] > 0.07 * body.unit_px**2
+    is_arm &= np.isin(np.arange(len(stats)), edge[edge > 0])
+    return np.asarray(is_arm[labels])
+
+
+def _forearms(body: Body, size: tuple[int, int], expert: Expert) -> BoolArray:
     """From the middle of the upper arm: above, a strap or a sleeveless shoulder lies on the arm."""
     unit = body.unit_px
     mask = np.zeros(size, bool)
+    if expert == "bottom":
+        return _hands(body, size, has_sleeves=False)
     for shoulder, elbow, wrist in body.arms:
         joints = [0.4 * shoulder + 0.6 * elbow, elbow, wrist]
         mask |= limb_mask(size, joints, (0.17 * unit, 0.17 * unit, 0.14 * unit))
@@ -200,8 +230,9 @@ def _light(
     # A garment turns away from us at its outline and gets darker there.
     inside = cv2.distanceTransform((layer[..., 3] > 127).astype(np.uint8), cv2.DIST_L2, 3)
     edge = np.clip(1.0 - inside / (0.09 * unit_px), 0.0, 1.0)
-    round_off = 1.0 - 0.16 * cv2.GaussianBlur(edge * edge, (0, 0), max(1.0, 0.02 * unit_px))
-    layer = shade(layer, factor * round_off * scene_gain(request.crop_hwc, person_hw))
+    round_off = 1.0 - 0.16 * blur(edge * edge, max(1.0, 0.02 * unit_px))
+    factor = factor * np.asarray(round_off, np.float32)
+    layer = shade(layer, factor * np.float32(scene_gain(request.crop_hwc, person_hw)))
     layer[..., :3] *= scene_tint(request.crop_hwc)
     layer[..., :3] = np.minimum(layer[..., :3], layer[..., 3:])
     return layer

@@ -25,6 +25,9 @@ def refine_arms(body: Body, person_hw: BoolArray, skin_hw: BoolArray) -> Body:
     radius = _ARM[2] * body.unit_px
     arms = []
     for side, arm in enumerate(body.arms):
+        if not (_is_inside(arm[0], depth.shape) and _is_inside(arm[1], depth.shape)):
+            arms.append(arm)  # the crop ends before the arm: nothing to see
+            continue
         outward = -1.0 if side == 0 else 1.0
         prior = np.array([0.22 * outward, 0.10])
         arms.append(_search(arm, lengths, radius, (depth, skin), prior, 150.0))
@@ -33,7 +36,7 @@ def refine_arms(body: Body, person_hw: BoolArray, skin_hw: BoolArray) -> Body:
 
 def refine_legs(body: Body, legs_hw: BoolArray) -> Body:
     """Move the legs into the mask; the second one may not lie where the first one does."""
-    taken = np.zeros(legs_hw.shape, np.float32)
+    taken: NDArray[np.float32] = np.zeros(legs_hw.shape, np.float32)
     lengths = _LEG[0] * body.torso_px, _LEG[1] * body.torso_px
     radius = 0.15 * body.unit_px
     legs: list[list[FloatArray]] = [[], []]
@@ -46,9 +49,13 @@ def refine_legs(body: Body, legs_hw: BoolArray) -> Body:
         )
         legs[side] = leg
         for start, end in zip(leg[:-1], leg[1:], strict=True):
-            ends = [(int(p[0]), int(p[1])) for p in np.rint(np.array([start, end]))]
-            cv2.line(taken, *ends, float(radius), max(1, int(1.3 * radius)))
+            first, last = ((int(x), int(y)) for x, y in np.rint(np.array([start, end])))
+            cv2.line(taken, first, last, float(radius), max(1, int(1.3 * radius)))
     return replace(body, legs=(legs[0], legs[1]))
+
+
+def _is_inside(point: FloatArray, shape: tuple[int, ...]) -> bool:
+    return bool(0 <= point[0] < shape[1] and 0 <= point[1] < shape[0])
 
 
 def _depth(mask_hw: BoolArray) -> NDArray[np.float32]:

@@ -13,17 +13,6 @@ Grid = NDArray[np.float64]
 """(rows, columns, 2): x, y of the nodes in pixels."""
 
 
-def densify(grid: Grid, rows: int, columns: int) -> Grid:
-    """Resample a grid to more nodes, linear between the given ones."""
-    y = np.linspace(0, grid.shape[0] - 1, rows)
-    x = np.linspace(0, grid.shape[1] - 1, columns)
-    along = np.array([[np.interp(y, np.arange(grid.shape[0]), grid[:, c, k]) for k in (0, 1)]
-                      for c in range(grid.shape[1])])  # fmt: skip
-    across = [[np.interp(x, np.arange(grid.shape[1]), along[:, k, r]) for k in (0, 1)]
-              for r in range(rows)]  # fmt: skip
-    return np.transpose(np.array(across), (0, 2, 1))
-
-
 def warp(
     product_hwc: UInt8Array, source: Grid, target: Grid, size_hw: tuple[int, int]
 ) -> FloatArray:
@@ -91,12 +80,15 @@ def _draw_triangle(map_xy: FloatArray, source: Grid, target: Grid) -> None:
     determinant = edges[0, 0] * edges[1, 1] - edges[0, 1] * edges[1, 0]
     if (high <= low).any() or abs(determinant) < 1e-6:
         return
-    y, x = np.mgrid[low[1] : high[1], low[0] : high[0]]
-    dx, dy = x - target[0, 0], y - target[0, 1]
-    u = (dx * edges[1, 1] - dy * edges[0, 1]) / determinant
-    v = (dy * edges[0, 0] - dx * edges[1, 0]) / determinant
+    dx = np.arange(low[0], high[0], dtype=np.float32)[None, :] - np.float32(target[0, 0])
+    dy = np.arange(low[1], high[1], dtype=np.float32)[:, None] - np.float32(target[0, 1])
+    inverse = (
+        np.array([[edges[1, 1], -edges[0, 1]], [-edges[1, 0], edges[0, 0]]]) / determinant
+    ).astype(np.float32)
+    u = dx * inverse[0, 0] + dy * inverse[0, 1]
+    v = dx * inverse[1, 0] + dy * inverse[1, 1]
     # Slightly too large, so that neighbours leave no seam between them.
     inside = (u >= -1e-3) & (v >= -1e-3) & (u + v <= 1 + 1e-3)
-    span = np.array([source[1] - source[0], source[2] - source[0]])
-    placed = source[0] + u[..., None] * span[0] + v[..., None] * span[1]
-    map_xy[low[1] : high[1], low[0] : high[0]][inside] = placed[inside]
+    span = np.array([source[1] - source[0], source[2] - source[0]], np.float32)
+    placed = source[0].astype(np.float32) + u[inside, None] * span[0] + v[inside, None] * span[1]
+    map_xy[low[1] : high[1], low[0] : high[0]][inside] = placed

@@ -1,0 +1,154 @@
+"""Lays a top or a dress over shoulders, chest and hips."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments.backends.warp.body import Body, Path, ray_half_widths
+from deployments.backends.warp.outline import GarmentOutline, smooth
+from deployments.backends.warp.placement import Part, Seen, frames, source_rows, spread
+from deployments.backends.warp.sleeves import carry, fit_sleeve, without_sleeves
+from serve.messages import UInt8Array
+
+FloatArray = NDArray[np.float64]
+
+_EASE = {"top": 1.10, "dress": 1.02}
+"""Chest of the garment over chest of the body; published try-ons of this family's samples, measured
+on the picture, lie between 0.99 and 1.10."""
+
+
+def fit_upper(
+    product_hwc: UInt8Array,
+    outline: GarmentOutline,
+    body: Body,
+    seen: Seen,
+    is_dress: bool,
+) -> list[Part]:
+    """Place a top or a dress; parts in drawing order, the last one in front."""
+    path = body.axis(with_legs=is_dress)
+    silhouette_hw = seen.garment_hw
+    chest_px = _chest_width(body, path, silhouette_hw)
+    width_scale, length_scale = _upper_scales(outline, body, chest_px, is_dress)
+    rows = np.linspace(-2.0, outline.hem_y + 2.0, 28)
+    stretch = _stretch_to_waist(outline, body, length_scale) if is_dress else length_scale
+    start = -_shoulder_rise(body, seen.person_hw)
+    t = _lengths(rows - outline.shoulder_y, start, body, stretch, length_scale)
+    place, across = frames(path, t, body)
+    stretch_limit = 1.3 if is_dress else 1.14
+    halves = _half_widths(
+        rows, outline, body, width_scale, (place, across, t), silhouette_hw, stretch_limit
+    )
+    source = source_rows(rows, outline)
+    target = place[:, None] + spread(halves)[..., None] * across[:, None]
+    torso = Part(without_sleeves(product_hwc, outline), source, target)
+    parts = []
+    for side, sleeve in enumerate((outline.left_sleeve, outline.right_sleeve)):
+        if sleeve is not None:
+            ends = [carry(source, target, point) for point in (sleeve.shoulder, sleeve.armpit)]
+            parts.append(fit_sleeve(product_hwc, sleeve, body, side, ends, width_scale, seen))
+    return [torso, *parts]
+
+
+def _chest_width(body: Body, path: Path, silhouette_hw: UInt8Array) -> float:
+    """Width of the chest: of the shoulders, unless the torso is seen to be narrower."""
+    shoulder = float(np.clip(body.shoulder_px, 0.8 * body.unit_px, None))
+    t = np.linspace(0.35, 0.75, 7) * body.torso_px
+    place, across = frames(path, t, body)
+    limit = np.full(len(t), shoulder)
+    sides = [ray_half_widths(silhouette_hw, place, sign * across, limit) for sign in (-1.0, 1.0)]
+    # The narrowest rows are those where the arms stand off the body.
+    seen = 1.15 * float(np.percentile(sides[0] + sides[1], 25))
+    return float(np.clip(seen, 0.78 * shoulder, 1.05 * shoulder))
+
+
+def _upper_scales(
+    outline: GarmentOutline, body: Body, chest_px: float, is_dress: bool
+) -> tuple[float, float]:
+    """Width and length scale."""
+    scale = _EASE["dress" if is_dress else "top"] * chest_px / outline.chest_px
+    long = scale * max(1.0, 0.58 * body.torso_px / max(body.shoulder_px, 1.0))
+    tips = slice(0, int(outline.armpit_y) + 1)
+    tip_px = float(np.max(outline.right[tips] - outline.left[tips]))
+    limit = (1.12 if is_dress else 1.28) * body.unit_px / tip_px
+    if scale > limit and outline.left_sleeve is None:
+        long, scale = min(long, 1.15 * limit), limit
+    if not is_dress:
+        # A top ends between the waist and the thighs on whomever it was cut for.
+        length = long * (outline.hem_y - outline.shoulder_y)
+        low, high = 0.72 * body.torso_px, 1.3 * body.torso_px
+        long *= float(np.clip(np.clip(length, low, high) / length, 0.8, 1.25))
+    return scale, long
+
+
+def _stretch_to_waist(outline: GarmentOutline, body: Body, scale: float) -> float:
+    """Length scale above the waist that lays the dress's narrowest row on the body's waist."""
+    low, high = int(0.2 * outline.hem_y), int(0.5 * outline.hem_y)
+    waist = low + int(np.argmin((outline.right - outline.left)[low : high + 1]))
+    wanted = 0.66 * body.torso_px / max(waist - outline.shoulder_y, 1.0)
+    return float(np.clip(wanted, 0.75 * scale, 1.25 * scale))
+
+
+def _shoulder_rise(body: Body, silhouette_hw: UInt8Array) -> float:
+    """How far the shoulders' outline lies above their joints, along the torso."""
+    inner = [0.8 * joint + 0.2 * np.mean(body.shoulders, axis=0) for joint in body.shoulders]
+    up = np.array([body.across[1], -body.across[0]])
+    limit = np.full(2, 0.5 * body.unit_px)
+    seen = ray_half_widths(silhouette_hw, np.array(inner), np.array([up, up]), limit)
+    # Hair or raised arms above a shoulder read as too far: no shoulder is higher than the neck.
+    neck = float((body.neck - np.mean(body.shoulders, axis=0)) @ up)
+    plausible = seen[seen < np.clip(neck + 0.05 * body.unit_px, 0.2 * body.unit_px, limit[0])]
+    return float(plausible.min()) if plausible.size else 0.10 * body.unit_px
+
+
+def _lengths(rows: FloatArray, start: float, body: Body, upper: float, lower: float) -> FloatArray:
+    """Length along the torso's axis of rows that count from the shoulder tips."""
+    waist_t = 0.66 * body.torso_px
+    t = start + rows * upper
+    both = (upper + lower) / 2
+    return np.where(t > waist_t, waist_t + (t - waist_t) / upper * both, t)
+
+
+def _recentre(
+    place: FloatArray,
+    across: FloatArray,
+    t: FloatArray,
+    body: Body,
+    silhouette_hw: UInt8Array,
+) -> FloatArray:
+    """Move the axis to the middle of what is seen, where that is as wide as a body."""
+    model = body.model_half_width(t)
+    sides = [ray_half_widths(silhouette_hw, place, sign * across, 2.2 * model) for sign in (-1, 1)]
+    width = sides[0] + sides[1]
+    plausible = (width > 1.1 * model) & (width < 3.0 * model) & (t > 0.25 * body.torso_px)
+    plausible &= (sides[0] > 1) & (sides[1] > 1)
+    shift = np.clip((sides[1] - sides[0]) / 2, -0.6 * model, 0.6 * model)
+    if plausible.sum() < 3:
+        return place
+    order = np.arange(len(t))
+    known = np.interp(order, order[plausible], shift[plausible])
+    fade = np.clip(t / (0.5 * body.torso_px), 0.0, 1.0)
+    return place + (smooth(known, 5) * fade)[:, None] * across
+
+
+def _half_widths(
+    rows: FloatArray,
+    outline: GarmentOutline,
+    body: Body,
+    scale: float,
+    frames: tuple[FloatArray, FloatArray, FloatArray],
+    silhouette_hw: UInt8Array,
+    stretch_limit: float,
+) -> FloatArray:
+    """(n, 2): how far the garment reaches to the left and right of the axis."""
+    place, across, t = frames
+    model = body.model_half_width(t)
+    index = rows.clip(0, len(outline.left) - 1)
+    own = np.interp(index, np.arange(len(outline.left)), outline.right - outline.left) * scale / 2
+    halves = []
+    for sign in (-1.0, 1.0):
+        seen = ray_half_widths(silhouette_hw, place, sign * across, 1.6 * model)
+        # An arm beside the body or a picture's edge reads as far too wide.
+        reach = np.where(seen > 1.35 * model, model, seen.clip(0.8 * model, 1.3 * model))
+        below = np.clip((t / max(body.torso_px, 1.0) - 0.15) / 0.2, 0.0, 1.0)
+        covering = np.clip(1.03 * reach, own, stretch_limit * own)
+        halves.append(smooth((1 - below) * own + below * covering, 2))
+    return np.stack(halves, axis=1)

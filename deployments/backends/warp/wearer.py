@@ -1,0 +1,142 @@
+"""Tells skin from the old garment on the person, and completes the body by what it sees."""
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments.backends.warp.body import Body
+from deployments.backends.warp.cloth import colour_distance, main_colours
+from deployments.backends.warp.complexion import (
+    Complexion,
+    find_complexion,
+    guess_complexion,
+    limb_mask,
+    skin_distance,
+    to_lab,
+)
+from deployments.backends.warp.limbs import refine_arms, refine_hips, refine_legs
+from deployments.backends.warp.torso import near, torso_depth, torso_mask
+from serve.messages import Expert, ExpertRequest
+
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Wearer:
+    """What each pixel of the person is, as far as a garment has to know."""
+
+    lab_hwc: FloatArray
+    person_hw: BoolArray
+    skin_hw: BoolArray
+    cloth_hw: BoolArray
+    """The garment to be replaced."""
+    body_hw: BoolArray
+    """Where a body without loose clothes would be."""
+    arms_hw: BoolArray
+    """The part of it that is arms."""
+    complexion: Complexion
+
+
+def read_wearer(request: ExpertRequest, body: Body, expert: Expert) -> tuple[Wearer, Body]:
+    """What is seen of the wearer, and the body with its limbs moved to where they are seen."""
+    assert request.silhouette_hw is not None
+    lab = to_lab(request.crop_hwc)
+    person = request.silhouette_hw > 127
+    complexion = find_complexion(lab, request.landmarks.face, body, person)
+    if expert != "bottom":
+        # Hips are guessed more often than shoulders: the chest's colour shows where they are.
+        chest, _ = main_colours(lab, complexion, body, person, expert, 0.5)
+        body = refine_hips(body, person & (colour_distance(lab, chest[:1]) < 20.0))
+    colours, bare = main_colours(lab, complexion, body, person, expert, 0.85)
+    if not complexion.is_seen:
+        complexion = guess_complexion(lab[person & (colour_distance(lab, colours) > 22.0)], body)
+    complexion = replace(complexion, tones=(*complexion.tones, *bare))
+    to_skin, to_cloth = skin_distance(lab, complexion), colour_distance(lab, colours)
+    bare_hw = _tidy(person & (to_skin < 15.0) & (to_skin < to_cloth), _size(body, 0.008))
+    body = refine_arms(body, person, bare_hw)
+    grown = cv2.dilate(person.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    cloth = grown & (to_cloth < to_skin + 2.0) & (to_cloth < 24.0)
+    if expert == "bottom":
+        body = refine_legs(body, _tidy(person & (cloth | bare_hw), _size(body, 0.03)))
+    cloth &= _garment_zone(body, person.shape, expert)
+    cloth = _tidy(cloth, _size(body, 0.012)) | _specks_on_torso(cloth, body)
+    cloth = _connected(cloth, garment_core(body, person.shape, expert))
+    skin = _tidy(person & (to_skin < 15.0) & ~cloth, _size(body, 0.008))
+    arms = _bare_arms(body, person.shape)
+    body_hw = _bare_body(body, person.shape) | arms
+    return Wearer(lab, person, skin, cloth, body_hw, arms, complexion), body
+
+
+def garment_core(body: Body, shape: tuple[int, ...], expert: Expert) -> BoolArray:
+    """Where the old garment is for sure, if there is one: along the spine or the thighs."""
+    size, radius = (shape[0], shape[1]), 0.15 * body.unit_px
+    if expert == "bottom":
+        first, second = (limb_mask(size, leg[:2], (radius, radius)) for leg in body.legs)
+        return first | second
+    top, bottom = np.mean(body.shoulders, axis=0), np.mean(body.hips, axis=0)
+    return limb_mask(size, [0.8 * top + 0.2 * bottom, 0.2 * top + 0.8 * bottom], (radius, radius))
+
+
+def _connected(mask_hw: BoolArray, core_hw: BoolArray) -> BoolArray:
+    """Components that reach into the core: a wall of the garment's colour does not."""
+    _, labels = cv2.connectedComponents(mask_hw.astype(np.uint8))
+    inside = np.unique(labels[core_hw & mask_hw])
+    return np.asarray(np.isin(labels, inside[inside > 0]))
+
+
+def _size(body: Body, share: float) -> int:
+    return max(1, round(share * body.unit_px))
+
+
+def _specks_on_torso(cloth_hw: BoolArray, body: Body) -> BoolArray:
+    """Prints and shaded folds that look like skin, in the middle of the cloth."""
+    size = (cloth_hw.shape[0], cloth_hw.shape[1])
+    unit = body.unit_px
+    inside = torso_mask(body, size, 0.05 * unit)
+    for arm in body.arms:
+        inside &= ~limb_mask(size, arm[1:], (0.17 * unit, 0.17 * unit))
+    kernel_px = 2 * round(0.07 * unit) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (kernel_px, kernel_px))
+    closed = cv2.morphologyEx(cloth_hw.astype(np.uint8), cv2.MORPH_CLOSE, kernel) > 0
+    return np.asarray(closed & inside)
+
+
+def _tidy(mask_hw: BoolArray, radius_px: int) -> BoolArray:
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius_px + 1, 2 * radius_px + 1))
+    closed = cv2.morphologyEx(mask_hw.astype(np.uint8), cv2.MORPH_CLOSE, kernel)
+    return np.asarray(cv2.morphologyEx(closed, cv2.MORPH_OPEN, kernel) > 0)
+
+
+def _bare_arms(body: Body, shape: tuple[int, ...]) -> BoolArray:
+    size, unit = (shape[0], shape[1]), body.unit_px
+    radii = (0.15 * unit, 0.125 * unit, 0.085 * unit, 0.08 * unit)
+    left, right = (
+        limb_mask(size, [*arm, arm[2] + 0.35 * (arm[2] - arm[1])], radii) for arm in body.arms
+    )
+    return left | right
+
+
+def _bare_body(body: Body, shape: tuple[int, ...]) -> BoolArray:
+    size, unit = (shape[0], shape[1]), body.unit_px
+    mask = torso_mask(body, size, 0.0)
+    for leg in body.legs:
+        mask |= limb_mask(size, leg, (0.25 * unit, 0.18 * unit, 0.11 * unit))
+    return mask | limb_mask(size, [body.chin, body.neck], (0.17 * unit, 0.19 * unit))
+
+
+def _garment_zone(body: Body, shape: tuple[int, ...], expert: Expert) -> BoolArray:
+    """Where the old garment of this kind may be; generous."""
+    depth = torso_depth(body, (shape[0], shape[1]))
+    size, unit = (shape[0], shape[1]), body.unit_px
+    if expert == "dress":
+        spine = body.axis(with_legs=True).points[::8]
+        return limb_mask(size, list(spine), (1.1 * unit,) * len(spine))
+    if expert == "top":
+        mask = near(torso_mask(body, size, 0.0), round(0.28 * unit))
+        for arm in body.arms:
+            mask |= limb_mask(size, arm, (0.36 * unit, 0.36 * unit, 0.25 * unit))
+        return np.asarray(mask & (depth < 1.05))
+    return np.asarray(depth > 0.8)

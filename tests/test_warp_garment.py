@@ -1,0 +1,299 @@
+"""The garment lands on the person it is meant for, bends with them, and touches nothing else."""
+
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from deployments.backends.warp.garment import dress_garment
+from deployments.backends.warp.light import scene_gain
+from deployments.backends.warp.mesh import warp
+from deployments.backends.warp.outline import read_lower, read_upper
+from serve.messages import Expert, ExpertRequest, Landmarks, UInt8Array
+
+HEIGHT, WIDTH = 640, 480
+SKIN, OLD, BACKDROP = (205, 150, 120), (60, 110, 190), (200, 205, 200)
+RED, GREEN = (190, 30, 40), (20, 120, 60)
+POINTS = {
+    "right_shoulder": (190.0, 150.0),
+    "left_shoulder": (290.0, 150.0),
+    "right_elbow": (170.0, 240.0),
+    "left_elbow": (310.0, 240.0),
+    "right_wrist": (160.0, 320.0),
+    "left_wrist": (320.0, 320.0),
+    "right_hip": (210.0, 300.0),
+    "left_hip": (270.0, 300.0),
+    "right_knee": (208.0, 430.0),
+    "left_knee": (272.0, 430.0),
+    "right_ankle": (206.0, 550.0),
+    "left_ankle": (274.0, 550.0),
+    "neck": (240.0, 132.0),
+    "chin": (240.0, 112.0),
+    "crotch": (240.0, 325.0),
+}
+LANDMARKS = Landmarks(POINTS, (212.0, 50.0, 268.0, 112.0))
+
+
+def limb(image: np.ndarray, names: tuple[str, ...], colour: Any, width: int) -> None:
+    joints = np.array([POINTS[name] for name in names], np.int32)
+    cv2.polylines(image, [joints], False, colour, width, cv2.LINE_AA)
+
+
+def draw_person() -> tuple[UInt8Array, UInt8Array]:
+    """A figure in a blue suit with bare hands and face: (picture, silhouette)."""
+    pictures = []
+    for colours in ((BACKDROP, SKIN, OLD), (0, 255, 255)):
+        shape = (HEIGHT, WIDTH, 3) if isinstance(colours[0], tuple) else (HEIGHT, WIDTH)
+        image = np.full(shape, colours[0], np.uint8)
+        for side in ("left", "right"):
+            limb(image, (f"{side}_shoulder", f"{side}_elbow"), colours[2], 30)
+            limb(image, (f"{side}_elbow", f"{side}_wrist"), colours[1], 24)
+            limb(image, (f"{side}_hip", f"{side}_knee", f"{side}_ankle"), colours[2], 46)
+        torso = np.array([(180, 140), (300, 140), (290, 310), (190, 310)])
+        cv2.fillPoly(image, [torso], colours[2], cv2.LINE_AA)
+        cv2.line(image, (240, 100), (240, 138), colours[1], 36)
+        cv2.ellipse(image, (240, 80), (28, 36), 0, 0, 360, colours[1], -1, cv2.LINE_AA)
+        pictures.append(image)
+    return pictures[0], pictures[1]
+
+
+def product_on(colour: Any, *polygons: list[tuple[int, int]]) -> UInt8Array:
+    product = np.zeros((400, 400, 4), np.uint8)
+    product[..., :3] = colour
+    for polygon in polygons:
+        cv2.fillPoly(product, [np.array(polygon)], (*colour, 255))
+    return product
+
+
+SHIRT = product_on(
+    RED,
+    [(160, 40), (240, 40), (350, 100), (320, 160), (275, 130), (280, 340), (120, 340), (125, 130),
+     (80, 160), (50, 100)],
+)  # fmt: skip
+VEST = product_on(RED, [(140, 40), (260, 40), (270, 60), (265, 150), (275, 340), (125, 340),
+                        (135, 150), (130, 60)])  # fmt: skip
+COAT = product_on(
+    RED,
+    [(160, 40), (240, 40), (290, 70), (345, 350), (305, 355), (275, 150), (280, 330), (120, 330),
+     (125, 150), (95, 355), (55, 350), (110, 70)],
+)  # fmt: skip
+TROUSERS = product_on(GREEN, [(140, 20), (260, 20), (280, 390), (215, 390), (200, 130), (185, 390),
+                              (120, 390)])  # fmt: skip
+SKIRT = product_on(GREEN, [(140, 20), (260, 20), (300, 220), (100, 220)])
+DRESS = product_on(RED, [(165, 20), (235, 20), (240, 130), (300, 380), (100, 380), (160, 130)])
+
+
+def ask(product: UInt8Array, **changes: Any) -> ExpertRequest:
+    picture, silhouette = draw_person()
+    region = cv2.dilate(silhouette, np.ones((31, 31), np.uint8))
+    region[:118] = 0
+    request = ExpertRequest(
+        "tr_1", picture, region, silhouette, LANDMARKS, product, Landmarks(), seed=7
+    )
+    return replace(request, **changes)
+
+
+def dress(request: ExpertRequest, expert: Expert) -> tuple[UInt8Array, UInt8Array]:
+    return dress_garment(request, expert, np.random.default_rng(request.seed))
+
+
+def share_of(image: UInt8Array, mask: np.ndarray, colour: Any) -> float:
+    lab = [
+        cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+        for pixels in (image, np.full((1, 1, 3), colour, np.uint8))
+    ]
+    return float((np.linalg.norm((lab[0] - lab[1])[..., 1:], axis=2) < 25.0)[mask].mean())
+
+
+def box(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+@pytest.mark.parametrize("product", [SHIRT, VEST, COAT])
+def test_top_covers_the_torso(product: UInt8Array) -> None:
+    image, alpha = dress(ask(product), "top")
+    torso = box(200, 170, 280, 270)
+    assert share_of(image, torso, RED) > 0.95
+    assert alpha[torso].min() > 200
+
+
+def test_short_sleeve_follows_a_raised_arm() -> None:
+    raised = {**POINTS, "left_elbow": (380.0, 130.0), "left_wrist": (440.0, 60.0)}
+    picture = np.full((HEIGHT, WIDTH, 3), BACKDROP, np.uint8)
+    silhouette = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for image, old, skin in ((picture, OLD, SKIN), (silhouette, 255, 255)):
+        cv2.fillPoly(image, [np.array([(180, 140), (300, 140), (290, 560), (190, 560)])], old)
+        cv2.line(image, (290, 152), (380, 132), old, 34)
+        cv2.line(image, (380, 130), (440, 60), skin, 24)
+        cv2.line(image, (190, 150), (160, 320), old, 30)
+    region = cv2.dilate(silhouette, np.ones((31, 31), np.uint8))
+    request = ask(
+        SHIRT,
+        crop_hwc=picture,
+        silhouette_hw=silhouette,
+        region_hw=region,
+        landmarks=Landmarks(raised, LANDMARKS.face),
+    )
+    image, _ = dress(request, "top")
+    assert share_of(image, box(310, 138, 340, 150), RED) > 0.9
+
+
+def test_hand_in_front_of_the_garment_stays() -> None:
+    points = {**POINTS, "left_wrist": (245.0, 250.0)}
+    picture, silhouette = draw_person()
+    cv2.line(picture, (310, 240), (225, 250), SKIN, 24)
+    request = ask(
+        VEST,
+        crop_hwc=picture,
+        landmarks=Landmarks(points, LANDMARKS.face),
+        silhouette_hw=silhouette,
+    )
+    image, _ = dress(request, "top")
+    assert share_of(image, box(235, 245, 260, 255), SKIN) > 0.9
+
+
+def test_old_sleeve_under_a_vest_becomes_skin() -> None:
+    image, _ = dress(ask(VEST), "top")
+    sleeve = box(172, 205, 180, 225)
+    assert share_of(image, sleeve, OLD) < 0.05
+    assert share_of(image, sleeve, SKIN) > 0.8
+
+
+def test_trousers_cover_both_legs_down_to_the_ankles() -> None:
+    image, _ = dress(ask(TROUSERS), "bottom")
+    for x in (206, 274):
+        assert share_of(image, box(x - 12, 340, x + 12, 535), GREEN) > 0.95
+
+
+def test_skirt_ends_above_the_knees_and_legs_get_bare() -> None:
+    image, _ = dress(ask(SKIRT), "bottom")
+    assert share_of(image, box(200, 310, 280, 360), GREEN) > 0.9
+    below = box(198, 500, 214, 530)
+    assert share_of(image, below, GREEN) < 0.05
+    assert share_of(image, below, OLD) < 0.1
+
+
+def test_dress_reaches_from_the_shoulders_below_the_hips() -> None:
+    image, _ = dress(ask(DRESS), "dress")
+    assert share_of(image, box(220, 180, 260, 380), RED) > 0.95
+
+
+def test_face_is_never_covered() -> None:
+    region = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    high_collar = product_on(RED, [(150, 10), (250, 10), (280, 340), (120, 340)])
+    request = ask(high_collar, region_hw=region)
+    image, _ = dress(request, "top")
+    assert np.abs(image[60:100, 225:255].astype(int) - request.crop_hwc[60:100, 225:255]).max() <= 2
+
+
+@pytest.mark.parametrize("expert", ["top", "bottom", "dress"])
+@pytest.mark.parametrize("known", ["everything", "no landmarks", "no silhouette", "nothing"])
+def test_nothing_changes_outside_the_region(expert: Expert, known: str) -> None:
+    request = ask(DRESS if expert == "dress" else TROUSERS if expert == "bottom" else SHIRT)
+    if known in ("no landmarks", "nothing"):
+        request = replace(request, landmarks=Landmarks())
+    if known in ("no silhouette", "nothing"):
+        request = replace(request, silhouette_hw=None)
+    image, alpha = dress(request, expert)
+    outside = request.region_hw == 0
+    assert np.array_equal(image[outside], request.crop_hwc[outside])
+    assert not alpha[outside].any()
+    assert np.array_equal(image[alpha == 0], request.crop_hwc[alpha == 0])
+    assert alpha.any()
+
+
+def test_without_landmarks_the_product_fills_the_callers_mask() -> None:
+    region = np.zeros((HEIGHT, WIDTH), np.uint8)
+    region[150:330, 180:300] = 255
+    request = ask(VEST, landmarks=Landmarks(), silhouette_hw=None, region_hw=region)
+    image, _ = dress(request, "top")
+    assert share_of(image, box(205, 170, 275, 300), RED) > 0.95
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"left_shoulder", "right_shoulder"},
+        {"left_hip", "right_hip"},
+        {"nose"},
+        {"left_shoulder"},
+        set(POINTS) - {"left_wrist", "right_knee"},
+    ],
+)
+@pytest.mark.parametrize("expert", ["top", "bottom", "dress"])
+def test_missing_landmarks_do_not_stop_it(expert: Expert, kept: set[str]) -> None:
+    points = {name: point for name, point in POINTS.items() if name in kept}
+    _, alpha = dress(ask(SHIRT, landmarks=Landmarks(points)), expert)
+    assert alpha.any()
+
+
+@pytest.mark.parametrize("expert", ["top", "bottom", "dress"])
+def test_person_cut_by_the_border_is_dressed(expert: Expert) -> None:
+    whole = ask(SHIRT)
+    assert whole.silhouette_hw is not None
+    cut = replace(
+        whole,
+        crop_hwc=whole.crop_hwc[130:280, 150:330].copy(),
+        region_hw=whole.region_hw[130:280, 150:330].copy(),
+        silhouette_hw=whole.silhouette_hw[130:280, 150:330].copy(),
+        landmarks=LANDMARKS.transformed((1.0, 1.0), (-150.0, -130.0)),
+    )
+    image, _ = dress(cut, expert)
+    assert image.shape == cut.crop_hwc.shape
+
+
+@pytest.mark.parametrize("expert", ["top", "bottom", "dress"])
+def test_same_request_gives_same_bytes(expert: Expert) -> None:
+    first, second = (dress(ask(SHIRT), expert) for _ in range(2))
+    assert first[0].tobytes() == second[0].tobytes()
+    assert first[1].tobytes() == second[1].tobytes()
+
+
+def test_empty_region_changes_nothing() -> None:
+    request = ask(SHIRT, region_hw=np.zeros((HEIGHT, WIDTH), np.uint8))
+    image, alpha = dress(request, "top")
+    assert np.array_equal(image, request.crop_hwc)
+    assert not alpha.any()
+
+
+def test_print_of_the_product_stays_where_it_was_and_is_not_mirrored() -> None:
+    printed = VEST.copy()
+    printed[150:200, 150:190, :3] = (250, 250, 250)  # on the image's left half
+    image, _ = dress(ask(printed), "top")
+    white = (image.min(axis=2) > 150) & box(180, 150, 300, 310)
+    assert white.sum() > 300
+    assert np.nonzero(white)[1].mean() < 240
+
+
+def test_product_is_darker_in_a_dark_scene() -> None:
+    person = np.ones((HEIGHT, WIDTH), bool)
+    picture, _ = draw_person()
+    assert scene_gain(picture // 4, person) < 0.75 * scene_gain(picture, person)
+
+
+def test_sleeves_are_told_from_a_bare_armhole() -> None:
+    for product, has_sleeves in ((SHIRT, True), (COAT, True), (VEST, False)):
+        outline = read_upper(product[40:356, 50:351], is_dress=False)
+        assert (outline.left_sleeve is not None) == has_sleeves
+        assert (outline.right_sleeve is not None) == has_sleeves
+
+
+def test_trousers_have_a_crotch_and_a_skirt_has_none() -> None:
+    assert read_lower(TROUSERS[20:391, 120:281]).crotch_y == pytest.approx(110, abs=25)
+    assert read_lower(SKIRT[20:221, 100:301]).crotch_y is None
+
+
+def test_warp_puts_nodes_where_they_are_asked() -> None:
+    product = np.zeros((40, 40, 4), np.uint8)
+    product[..., 3] = 255
+    product[18:22, 18:22, :3] = 255
+    source = np.array([[(0.0, 0.0), (39.0, 0.0)], [(0.0, 39.0), (39.0, 39.0)]])
+    drawn = warp(product, source, source * 2 + (30.0, 10.0), (120, 140))
+    y, x = np.nonzero(drawn[..., 0] > 128)
+    assert x.mean() == pytest.approx(19.5 * 2 + 30, abs=1)
+    assert y.mean() == pytest.approx(19.5 * 2 + 10, abs=1)
+    assert not drawn[:8].any()
