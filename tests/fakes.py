@@ -20,7 +20,9 @@ from serve.messages import SegmentReply, SegmentRequest
 from serve.pipeline import Pipeline
 
 
-def build_local_api(family_file: Path, timeout_s: float | None = None) -> FastAPI:
+def build_local_api(
+    family_file: Path, timeout_s: float | None = None, waiting_for: tuple[str, ...] = ()
+) -> FastAPI:
     """The API as the router builds it, on direct calls instead of handles."""
     family, bundles = load_family(family_file)
     if timeout_s is not None:
@@ -41,7 +43,7 @@ def build_local_api(family_file: Path, timeout_s: float | None = None) -> FastAP
         return {version: "ready" for version in bundles}
 
     async def read_waiting() -> tuple[str, ...]:
-        return ()
+        return waiting_for
 
     limits = ImageLimits()
     pipeline = Pipeline(

@@ -294,3 +294,10 @@ def test_models_lists_every_version_with_its_terms(http: TestClient) -> None:
     assert models["eye@1"]["default"] is True
     assert models["top@noop"]["default"] is False
     assert models["eye@1"]["licence"]
+
+
+def test_readyz_is_503_and_names_what_is_missing(family: Path) -> None:
+    with TestClient(build_local_api(family, waiting_for=("eye@1",))) as client:
+        response = client.get("/readyz")
+    assert response.status_code == 503
+    assert response.json() == {"ready": False, "waiting_for": ["eye@1"]}
