@@ -297,3 +297,26 @@ def test_warp_puts_nodes_where_they_are_asked() -> None:
     assert x.mean() == pytest.approx(19.5 * 2 + 30, abs=1)
     assert y.mean() == pytest.approx(19.5 * 2 + 10, abs=1)
     assert not drawn[:8].any()
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_strange_pictures_do_not_crash_it(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    height, width = (int(side) for side in rng.integers(16, 160, 2))
+    crop = cv2.resize(rng.integers(0, 256, (4, 4, 3), np.uint8), (width, height))
+    masks = np.zeros((2, height, width), np.uint8)
+    for mask in masks:
+        x, y = (int(value) for value in rng.integers(0, (width, height)))
+        cv2.ellipse(mask, (x, y), (30, 50), 0, 0, 360, 255, -1)
+    points = {
+        name: (float(rng.uniform(-width, 2 * width)), float(rng.uniform(-height, 2 * height)))
+        for name in POINTS
+        if rng.random() < 0.7
+    }
+    request = ExpertRequest(
+        "tr_1", crop, masks[0], masks[1], Landmarks(points), SHIRT, Landmarks(), seed
+    )
+    for expert in ("top", "bottom", "dress"):
+        image, alpha = dress_garment(request, expert, rng)
+        assert np.array_equal(image[masks[0] == 0], crop[masks[0] == 0])
+        assert not alpha[masks[0] == 0].any()

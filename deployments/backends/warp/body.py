@@ -12,6 +12,8 @@ FloatArray = NDArray[np.float64]
 
 _TORSO_PER_SHOULDER = 1.35
 """Shoulder-to-hip length over width of the shoulder joints, of an average adult from the front."""
+_LEAST_PX = 6.0
+"""Shoulders or torso below this size are no body that a product could be seen on."""
 _MODEL = ((-0.2, 0.0, 0.3, 0.62, 1.0, 1.3, 2.0, 3.0), (0.5, 0.55, 0.5, 0.42, 0.5, 0.5, 0.36, 0.3))
 """Half-width of a body in shoulder widths at multiples of the torso's length from the shoulders."""
 
@@ -58,7 +60,7 @@ def trace(corners: list[FloatArray], smooth_px: float) -> Path:
     tail = 2 * points[-1] - points[-radius - 1 : -1][::-1]
     padded = np.concatenate([head, points, tail])
     rounded = [np.convolve(column, kernel / kernel.sum(), mode="valid") for column in padded.T]
-    return Path(np.stack(rounded, axis=1), float(k[-1] / (count - 1)))
+    return Path(np.stack(rounded, axis=1), max(float(k[-1] / (count - 1)), 1e-3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,8 @@ def find_body(landmarks: Landmarks) -> Body | None:
     if hips is None:
         below = middle + (0.0, _TORSO_PER_SHOULDER * width)
         hips = below - (0.31 * width, 0.0), below + (0.31 * width, 0.0)
+    if width < _LEAST_PX or np.linalg.norm(np.mean(hips, axis=0) - middle) < _LEAST_PX:
+        return None
     torso = max(float(np.linalg.norm(np.mean(hips, axis=0) - middle)), 0.6 * width)
     sides = _sides(points)
     arms = tuple(

@@ -43,7 +43,7 @@ def main_colours(
         spine = [ends[0] + share * (ends[1] - ends[0]) for share in (0.15, reach)]
         probe = limb_mask(size, spine, (0.28 * unit, 0.24 * unit))
     samples = lab_hwc[probe & person_hw & (skin_distance(lab_hwc, complexion) > 11.0)]
-    if len(samples) < 0.15 * max(1, int((probe & person_hw).sum())):
+    if len(samples) < max(16, 0.15 * int((probe & person_hw).sum())):
         return [], []
     cv2.setRNGSeed(0)
     picked = np.ascontiguousarray(samples[:: max(1, len(samples) // 4000)])

@@ -73,9 +73,10 @@ def fold_shading(
     coarse = blur_within(level, plain, max(2.0, 0.06 * scale_px))
     reach = blur(plain.astype(np.float32), max(1.2, 0.012 * scale_px))
     detail = np.where(reach > 0.5, fine - coarse, 0.0)
-    ratio = (coarse + 0.8 * detail + offset) / (centre + offset)
-    near = blur(cloth_hw.astype(np.float32), max(2.0, 0.05 * scale_px))
-    weight = strength * np.minimum(1.0, 1.6 * near)
+    ratio = ((coarse + offset) / (centre + offset)) ** 0.75 + 0.8 * detail / (centre + offset)
+    # Fades slowly: a bright band at the new hem would show where the old one was.
+    near = blur(cloth_hw.astype(np.float32), max(2.0, 0.12 * scale_px))
+    weight = strength * np.minimum(1.0, 2.0 * near)
     return np.asarray(1.0 + (ratio.clip(*_SHADE) - 1.0) * weight, np.float32)
 
 

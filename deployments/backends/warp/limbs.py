@@ -107,6 +107,7 @@ def _score(
 ) -> FloatArray:
     """How well each pose runs along the middle of something as thick as a limb."""
     depth, bonus = maps
+    radius = max(radius, 1.0)
     height, width = depth.shape
     total = np.zeros(len(middle))
     shares = np.linspace(0.2, 1.0, 9)

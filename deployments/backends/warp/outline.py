@@ -199,6 +199,8 @@ def _find_notch(half_hw: BoolArray) -> FloatArray | None:
     contours, _ = cv2.findContours(
         half_hw.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
     )
+    if not contours:
+        return None
     contour = max(contours, key=cv2.contourArea)
     if len(contour) < 20:
         return None

@@ -65,19 +65,22 @@ def spread(halves: FloatArray) -> FloatArray:
 
 def fit_region(product_hwc: UInt8Array, region_hw: UInt8Array) -> list[Part]:
     """Without a known body: into the region's shape, keeping the product's proportions."""
-    mask = region_hw > 127
+    mask = region_hw > 0
     left, right = extents(mask)
     inside = np.flatnonzero(mask.any(axis=1))
     top, bottom = float(inside[0]), float(inside[-1])
     height, width = product_hwc.shape[:2]
     room = float(np.percentile(right[inside] - left[inside], 75))
-    scale = min(room / width, 1.15 * (bottom - top) / height)
+    scale = min(room / width, 1.15 * (bottom - top + 1) / height)
     rows = np.linspace(-2.0, height + 2.0, 24)
-    y = top + rows * min((bottom - top) / height, 1.25 * scale)
-    index = y.clip(top, bottom)
-    radius = max(1, int((bottom - top) / 12))
-    every = np.arange(len(left))
-    centre = np.interp(index, every, smooth((left + right) / 2, radius))
+    y = top + rows * min((bottom - top + 1) / height, 1.25 * scale)
+    # A straight line: a mask's bays, for hands or hair, must not bend the product.
+    degree = 1 if len(inside) > 16 else 0
+    *slopes, offset = np.polyfit(inside, ((left + right) / 2)[inside], degree)
+    slope = slopes[0] if slopes else 0.0
+    centre = offset + np.clip(slope, -0.35, 0.35) * y
+    if abs(slope) > 0.35:
+        centre += float(np.median((left + right)[inside]) / 2 - np.median(centre))
     half = np.full(len(rows), scale * width / 2)
     columns = np.linspace(-1.02, 1.02, 7)
     x = centre[:, None] + columns * half[:, None]

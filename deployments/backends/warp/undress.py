@@ -79,6 +79,8 @@ def _cut_by_region(shown_hw: BoolArray, region_hw: UInt8Array, body: Body) -> Bo
     edge = labels[near(region_hw == 0, 1) & shown_hw & ~at_end]
     lengths = np.bincount(edge, minlength=int(labels.max()) + 1) / 2.0
     lengths[0] = 0.0
+    areas = np.bincount(labels.ravel())
+    lengths[areas < 0.15 * body.unit_px**2] = 0.0
     return np.asarray((lengths > 0.4 * body.unit_px)[labels])
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.backends.warp.body import Body
+from deployments.backends.warp.body import Body, ray_half_widths
 from deployments.backends.warp.cloth import colour_distance, main_colours
 from deployments.backends.warp.complexion import (
     Complexion,
@@ -65,7 +65,7 @@ def read_wearer(request: ExpertRequest, body: Body, expert: Expert) -> tuple[Wea
     cloth = _tidy(cloth, _size(body, 0.012)) | _specks_on_torso(cloth, body)
     cloth = _connected(cloth, garment_core(body, person.shape, expert))
     skin = _tidy(person & (to_skin < 15.0) & ~cloth, _size(body, 0.008))
-    arms = _bare_arms(body, person.shape)
+    arms = _bare_arms(body, skin)
     body_hw = _bare_body(body, person.shape) | arms
     return Wearer(lab, person, skin, cloth, body_hw, arms, complexion), body
 
@@ -110,13 +110,29 @@ def _tidy(mask_hw: BoolArray, radius_px: int) -> BoolArray:
     return np.asarray(cv2.morphologyEx(closed, cv2.MORPH_OPEN, kernel) > 0)
 
 
-def _bare_arms(body: Body, shape: tuple[int, ...]) -> BoolArray:
-    size, unit = (shape[0], shape[1]), body.unit_px
-    radii = (0.15 * unit, 0.125 * unit, 0.085 * unit, 0.08 * unit)
-    left, right = (
-        limb_mask(size, [*arm, arm[2] + 0.35 * (arm[2] - arm[1])], radii) for arm in body.arms
-    )
-    return left | right
+def _bare_arms(body: Body, skin_hw: BoolArray) -> BoolArray:
+    """Arms as thick as what is seen of them."""
+    size, unit = (skin_hw.shape[0], skin_hw.shape[1]), body.unit_px
+    mask = np.zeros(size, bool)
+    for arm in body.arms:
+        stout = _stoutness(arm, skin_hw, unit)
+        radii = tuple(stout * unit * share for share in (0.15, 0.125, 0.085, 0.08))
+        mask |= limb_mask(size, [*arm, arm[2] + 0.35 * (arm[2] - arm[1])], radii)
+    return mask
+
+
+def _stoutness(arm: list[NDArray[np.float64]], skin_hw: BoolArray, unit_px: float) -> float:
+    """Thickness of the bare forearm over the usual one; 1 where too little of it shows."""
+    place = np.array([(1 - share) * arm[1] + share * arm[2] for share in np.linspace(0.1, 0.7, 7)])
+    along = (arm[2] - arm[1]) / max(float(np.linalg.norm(arm[2] - arm[1])), 1e-6)
+    normal = np.broadcast_to(np.array([-along[1], along[0]]), place.shape)
+    limit = np.full(len(place), 0.22 * unit_px)
+    skin = skin_hw.astype(np.uint8) * 255
+    widths = sum(ray_half_widths(skin, place, sign * normal, limit) for sign in (-1.0, 1.0))
+    seen = np.asarray(widths)[(widths > 0.08 * unit_px) & (widths < 0.4 * unit_px)]
+    if len(seen) < 3:
+        return 1.0
+    return float(np.clip(np.median(seen) / (0.21 * unit_px), 0.85, 1.35))
 
 
 def _bare_body(body: Body, shape: tuple[int, ...]) -> BoolArray:
