@@ -7,7 +7,7 @@ from ray import serve as rayserve
 
 from deployments.segmenters.registry import create_segmenter
 from serve.config import SegmenterConfig
-from serve.errors import Sm4llError
+from serve.errors import GenerationFailed, Sm4llError
 from serve.messages import SegmentReply, SegmentRequest
 
 
@@ -34,9 +34,16 @@ class SegmenterReplica:
 
     @rayserve.batch  # type: ignore[untyped-decorator]  # Ray ships no types that survive --strict
     async def _batched(self, batch: list[SegmentRequest]) -> list[SegmentReply | Sm4llError]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._segment, batch)
+
+    def _segment(self, batch: list[SegmentRequest]) -> list[SegmentReply | Sm4llError]:
         # Errors are values here: raised, one would fail every request of the batch.
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._segmenter.segment, batch)
+        try:
+            return self._segmenter.segment(batch)
+        except Exception as exc:
+            if len(batch) > 1:
+                return [self._segment([request])[0] for request in batch]
+            return [GenerationFailed(f"{self._segmenter.name}: {type(exc).__name__}: {exc}")]
 
     async def ping(self) -> str:
         """Answers once the segmenter is loaded."""
