@@ -197,3 +197,10 @@ def test_frame_colour_is_the_products() -> None:
     image, _ = wear(request_for(draw_glasses()))
     median = np.median(image[is_red(image)], axis=0)
     assert np.abs(median - FRAME).max() < 45
+
+
+def test_landmarks_on_one_spot_fall_back_to_the_region() -> None:
+    crop, _, _ = draw_face()
+    spot = Landmarks({"left_eye": (10.0, 10.0), "right_eye": (10.0, 10.0)})
+    image, _ = wear(make_request(crop, eye_band(), draw_glasses(), spot))
+    assert np.nonzero(is_red(image))[1].mean() == pytest.approx(200, abs=4)

@@ -128,3 +128,36 @@ def test_empty_region_changes_nothing() -> None:
     image, alpha = swap(request)
     assert (image == request.crop_hwc).all()
     assert not alpha.any()
+
+
+def test_eyes_too_close_together_to_be_a_face_are_refused() -> None:
+    request = request_for()
+    tiny = Landmarks({"left_eye": (100.0, 100.0), "right_eye": (97.0, 100.0)})
+    small = make_request(
+        request.crop_hwc,
+        request.region_hw,
+        request.product_hwc,
+        request.landmarks,
+        product_landmarks=tiny,
+    )
+    with pytest.raises(SubjectNotFound, match="at least 8 pixels"):
+        swap(small)
+
+
+def test_small_face_in_a_large_portrait_is_scaled_without_the_rest_of_it() -> None:
+    request = request_for()
+    large = np.full((3000, 3000, 3), GREY, np.uint8)
+    own = request.product_landmarks.transformed((0.1, 0.1), (1400.0, 1400.0))
+    small = request.product_hwc[::10, ::10, :3]
+    large[1400:1440, 1400:1440] = small
+    image, alpha = swap(
+        make_request(
+            request.crop_hwc,
+            request.region_hw,
+            large,
+            request.landmarks,
+            request.silhouette_hw,
+            own,
+        )
+    )
+    assert (alpha > 0).sum() > 10000

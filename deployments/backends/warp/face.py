@@ -3,6 +3,8 @@
 Hair, ears, neck and the shape of the head stay the person's.
 """
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ FloatArray = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
 
 GRID_STEP_PX = 16
+MIN_PRODUCT_EYES_PX = 8.0
 BEND = 0.5
 """How far the features move from a rigid fit to exactly where the person's are."""
 LIGHT_KEPT = 0.8
@@ -32,9 +35,12 @@ def swap_face(request: ExpertRequest, rng: np.random.Generator) -> tuple[UInt8Ar
     Raises:
         SubjectNotFound: the product picture shows no face.
     """
-    if not {"left_eye", "right_eye"} <= set(request.product_landmarks.points):
+    points = request.product_landmarks.points
+    left, right = points.get("left_eye"), points.get("right_eye")
+    if left is None or right is None or math.dist(left, right) < MIN_PRODUCT_EYES_PX:
         raise SubjectNotFound(
-            "no face found in the product picture: its two eyes are needed",
+            "no face found in the product picture: two eyes, at least "
+            f"{MIN_PRODUCT_EYES_PX:.0f} pixels apart, were looked for",
             remedy="Send a portrait that shows the whole face, upright, sharp and uncovered.",
         )
     head = find_head(request.landmarks, request.region_hw, "face")
@@ -75,7 +81,7 @@ def _oval(image: UInt8Array, landmarks: Landmarks, head: HeadPose) -> Float32Arr
 def _align(request: ExpertRequest, head: HeadPose) -> tuple[Float32Array, Float32Array]:
     """The product's face at the person's place (H, W, 3), and where it exists, in [0, 1]."""
     height, width = request.region_hw.shape
-    product, owner = request.product_hwc, request.product_landmarks
+    product, owner = _portrait(request)
     owner_head = find_head(owner, product[..., 3], "face")
     source = _control_points(owner, owner_head)
     target = _control_points(request.landmarks, head)
@@ -98,13 +104,29 @@ def _align(request: ExpertRequest, head: HeadPose) -> tuple[Float32Array, Float3
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
     )[:height, :width]
-    worn = _oval(product, owner, owner_head) * product[..., 3]
-    worn = (worn * _before_backdrop(product, owner_head)).astype(np.uint8)
+    worn = (_oval(product, owner, owner_head) * product[..., 3]).astype(np.uint8)
     product = _scaled(np.dstack([product[..., :3], worn]), scale)
     shown = cv2.remap(
         product, dense, np.empty(0), cv2.INTER_CUBIC, borderMode=cv2.BORDER_CONSTANT
     ).astype(np.float32)
     return shown[..., :3], shown[..., 3] / 255.0
+
+
+def _portrait(request: ExpertRequest) -> tuple[UInt8Array, Landmarks]:
+    """The product around its face, transparent where its backdrop is, and landmarks in it."""
+    product, owner = request.product_hwc.copy(), request.product_landmarks
+    head = find_head(owner, product[..., 3], "face")
+    product[..., 3] = np.rint(product[..., 3] * _before_backdrop(product, head))
+    reach_px = 2.8 * head.eye_distance_px
+    y0, x0 = (max(int(at - reach_px), 0) for at in head.middle[::-1])
+    y1, x1 = (max(int(at + reach_px), 2) for at in head.middle[::-1])
+    part = np.ascontiguousarray(product[y0:y1, x0:x1])
+    if min(part.shape[:2]) < 2:
+        raise SubjectNotFound(
+            "no face found in the product picture: its eyes lie outside of it",
+            remedy="Send a portrait that shows the whole face, upright, sharp and uncovered.",
+        )
+    return part, owner.transformed((1.0, 1.0), (-float(x0), -float(y0)))
 
 
 def _before_backdrop(product_hwc: UInt8Array, head: HeadPose) -> Float32Array:

@@ -70,8 +70,10 @@ def _sole_ends(mask: BoolArray) -> tuple[FloatArray, FloatArray]:
     """Heel (right) and toe (left): the outermost columns, at the height of the sole there."""
     height, width = mask.shape
     bottom = height - 1 - np.argmax(mask[::-1], axis=0)
-    edge = max(width // 12, 1)
-    filled = np.asarray(mask.any(0))
-    toe_y = np.median(bottom[edge : 2 * edge][filled[edge : 2 * edge]]) if filled[edge] else height
-    heel_y = np.median(bottom[-2 * edge : -edge]) if filled[-edge - 1] else height
-    return np.array([width - 1.0, float(heel_y)]), np.array([0.0, float(toe_y)])
+    columns = np.flatnonzero(mask.any(0))
+    if len(columns) < 3:
+        return np.array([width - 1.0, height - 1.0]), np.array([0.0, height - 1.0])
+    edge = max(len(columns) // 12, 1)
+    toe_y = float(np.median(bottom[columns[edge : 2 * edge]]))
+    heel_y = float(np.median(bottom[columns[-2 * edge : -edge]]))
+    return np.array([width - 1.0, heel_y]), np.array([0.0, toe_y])

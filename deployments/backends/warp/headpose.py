@@ -1,5 +1,6 @@
 """Where the head is in a crop: eyes, axes and turn, from landmarks or from the region's shape."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +15,7 @@ Float32Array = NDArray[np.float32]
 
 NOSE_REACH = 0.52
 """Nose tip before the plane of the eyes, in eye distances: about 33 of 63 mm."""
+MIN_EYES_PX = 3.0
 MAX_YAW = np.radians(50.0)
 UNTURNED = np.radians(8.0)
 """A yaw below this may be no more than a guessed nose."""
@@ -74,11 +76,14 @@ def find_head(
     landmarks: Landmarks, region_hw: UInt8Array, region: Literal["eyes", "face"]
 ) -> HeadPose:
     """Locate the head from eyes, else the face box, else the region taken as eye band or face."""
-    points = landmarks.points
+    points, most_px = landmarks.points, float(max(region_hw.shape))
     if "left_eye" in points and "right_eye" in points:
-        return _from_eyes(landmarks)
+        if MIN_EYES_PX <= math.dist(points["left_eye"], points["right_eye"]) <= most_px:
+            return _from_eyes(landmarks)
     if landmarks.face is not None:
-        return _from_box(landmarks.face)
+        x0, y0, x1, y1 = landmarks.face
+        if 2 * MIN_EYES_PX <= min(x1 - x0, y1 - y0) <= most_px:
+            return _from_box(landmarks.face)
     return _from_region(region_hw, region)
 
 
@@ -158,9 +163,10 @@ def _from_box(box: Box) -> HeadPose:
 
 
 def _from_region(region_hw: UInt8Array, region: Literal["eyes", "face"]) -> HeadPose:
-    points = cv2.findNonZero((region_hw > 0).astype(np.uint8))
+    painted = (region_hw > 0).astype(np.uint8)
+    points = cv2.findNonZero(painted if painted.any() else np.ones_like(painted))
     (x, y), size, angle = cv2.minAreaRect(points)
-    long_px, short_px = max(size), min(size)
+    long_px, short_px = max(*size, 4 * MIN_EYES_PX), max(min(size), 3 * MIN_EYES_PX)
     if size[0] < size[1]:
         angle += 90.0
     # The band of the eyes lies along its long side; a face stands along it.
