@@ -64,7 +64,25 @@ def _divide(small: UInt8Array, foot: Foot, body: UInt8Array) -> Labels:
     seeds = _seeds(small.shape, foot)
     markers[seeds > 0] = seeds[seeds > 0]
     cv2.watershed(np.ascontiguousarray(cv2.GaussianBlur(small, (0, 0), 0.8)), markers)
-    return markers
+    return _with_hem(small, markers, foot)
+
+
+def _with_hem(small: UInt8Array, labels: Labels, foot: Foot) -> Labels:
+    """The hem counted to the leg by its colour, where leg and shoe differ in colour."""
+    lab = cv2.cvtColor(small.astype(np.float32) / 255.0, cv2.COLOR_RGB2LAB)
+    y, x = np.mgrid[: labels.shape[0], : labels.shape[1]]
+    above_px = (x - foot.heel[0]) * foot.up[0] + (y - foot.heel[1]) * foot.up[1]
+    leg = labels == LEG
+    shoe = (labels == SHOE) & (above_px < 0.22 * foot.length_px)
+    if min(leg.sum(), shoe.sum()) < 24:
+        return labels
+    leg_lab, shoe_lab = np.median(lab[leg], axis=0), np.median(lab[shoe], axis=0)
+    if np.linalg.norm(leg_lab - shoe_lab) < 25.0:
+        return labels
+    hem = (labels == SHOE) & (above_px > 0.25 * foot.length_px)
+    hem &= np.linalg.norm(lab - leg_lab, axis=-1) < 14.0
+    hem = cv2.morphologyEx((hem | leg).astype(np.uint8), cv2.MORPH_OPEN, _disc(2)) > 0
+    return np.where(hem & (labels == SHOE), LEG, labels).astype(np.int32)
 
 
 def _seeds(shape: tuple[int, ...], foot: Foot) -> UInt8Array:
