@@ -20,7 +20,7 @@ _LEG = (0.86, 0.86)
 def refine_arms(body: Body, person_hw: BoolArray, skin_hw: BoolArray) -> Body:
     """Move arms that lie outside the person to where the person has one."""
     depth = _depth(person_hw)
-    skin = skin_hw.astype(np.float32)
+    skin = _depth(skin_hw)
     lengths = _ARM[0] * body.unit_px, _ARM[1] * body.unit_px
     radius = _ARM[2] * body.unit_px
     arms = []
@@ -75,7 +75,7 @@ def _search(
     """Best of many poses of two bones from the same root; the given one is one of them.
 
     Args:
-        maps: depth inside the person, in pixels; and where a bone is welcome at any depth.
+        maps: depth inside the person and inside bare skin, in pixels.
         prior: direction in which a limb goes without evidence; its length is its weight.
     """
     root = limb[0]
@@ -118,9 +118,8 @@ def _score(
             clipped = xy.clip(0, (width - 1, height - 1))
             deep = depth[clipped[:, 1], clipped[:, 0]] / radius
             fits = np.minimum(deep, 1.0) - 0.5 * np.clip(deep - 1.3, 0.0, 1.0)
-            fits = np.maximum(
-                fits, bonus[clipped[:, 1], clipped[:, 0]] * np.minimum(deep, 1.0) * 1.25
-            )
+            bare = bonus[clipped[:, 1], clipped[:, 0]] / radius
+            fits = np.maximum(fits, 1.4 * np.minimum(bare, 0.9))
             fits = np.where(deep < 0.2, -0.8, fits)
             total += weight * np.where(outside.any(axis=1), 0.35, fits)
     return np.asarray(total / (2 * len(shares)))

@@ -16,7 +16,7 @@ def _polygon(shape: tuple[int, ...], corners: list[NDArray[np.float64]]) -> Bool
     return mask > 0
 
 
-def torso_mask(body: Body, size: tuple[int, int], grow_px: float) -> BoolArray:
+def torso_mask(body: Body, size: tuple[int, ...], grow_px: float) -> BoolArray:
     """Shoulders to hips, without arms."""
     middle = np.mean(body.shoulders, axis=0)
     down = np.mean(body.hips, axis=0) - middle

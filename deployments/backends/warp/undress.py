@@ -41,10 +41,10 @@ def uncover(
         shown &= ~_continued_below(wearer.cloth_hw, garment_alpha, request.region_hw, body)
     if expert == "bottom":
         shown &= ~_cut_by_region(shown, request.region_hw, body)
-    fringe = max(2, round(0.015 * unit))
+    fringe = max(2, round(0.025 * unit))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * fringe + 1, 2 * fringe + 1))
     shown = cv2.dilate(shown.astype(np.uint8), kernel) > 0
-    shown &= ~(wearer.skin_hw & ~near(wearer.cloth_hw, 2))
+    shown &= ~(wearer.skin_hw & ~near(wearer.cloth_hw, max(2, round(0.03 * unit))))
     shown &= request.region_hw > 0
     if not shown.any():
         return request.crop_hwc, np.zeros(shown.shape, np.float32)

@@ -55,10 +55,13 @@ def read_wearer(request: ExpertRequest, body: Body, expert: Expert) -> tuple[Wea
         complexion = guess_complexion(lab[person & (colour_distance(lab, colours) > 22.0)], body)
     complexion = replace(complexion, tones=(*complexion.tones, *bare))
     to_skin, to_cloth = skin_distance(lab, complexion), colour_distance(lab, colours)
-    bare_hw = _tidy(person & (to_skin < 15.0) & (to_skin < to_cloth), _size(body, 0.008))
+    # In doubt, what lies on the torso is the garment in shade or its print, and no skin.
+    trunk = near(torso_mask(body, person.shape, 0.0), _size(body, 0.2))
+    doubt = np.where(trunk, 9.0, 2.0)
+    bare_hw = _tidy(person & (to_skin < 15.0) & (to_skin + doubt < to_cloth), _size(body, 0.008))
     body = refine_arms(body, person, bare_hw)
     grown = cv2.dilate(person.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    cloth = grown & (to_cloth < to_skin + 2.0) & (to_cloth < 24.0)
+    cloth = grown & (to_cloth < to_skin + doubt) & (to_cloth < 24.0)
     if expert == "bottom":
         body = refine_legs(body, _tidy(person & (cloth | bare_hw), _size(body, 0.03)))
     cloth &= _garment_zone(body, person.shape, expert)
