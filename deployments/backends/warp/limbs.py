@@ -29,7 +29,7 @@ def refine_arms(body: Body, person_hw: BoolArray, skin_hw: BoolArray) -> Body:
             arms.append(arm)  # the crop ends before the arm: nothing to see
             continue
         outward = -1.0 if side == 0 else 1.0
-        prior = np.array([0.22 * outward, 0.10])
+        prior = np.array([0.30 * outward, 0.12])
         arms.append(_search(arm, lengths, radius, (depth, skin), prior, 150.0))
     return replace(body, arms=(arms[0], arms[1]))
 
@@ -118,8 +118,8 @@ def _score(
             clipped = xy.clip(0, (width - 1, height - 1))
             deep = depth[clipped[:, 1], clipped[:, 0]] / radius
             fits = np.minimum(deep, 1.0) - 0.5 * np.clip(deep - 1.3, 0.0, 1.0)
-            bare = bonus[clipped[:, 1], clipped[:, 0]] / radius
-            fits = np.maximum(fits, 1.4 * np.minimum(bare, 0.9))
+            bare = bonus[clipped[:, 1], clipped[:, 0]] / (0.6 * radius)
+            fits = np.maximum(fits, 1.4 * np.minimum(bare, 1.0))
             fits = np.where(deep < 0.2, -0.8, fits)
             total += weight * np.where(outside.any(axis=1), 0.35, fits)
     return np.asarray(total / (2 * len(shares)))
