@@ -8,6 +8,7 @@ from deployments.backends.warp.cutout import cut_out
 from deployments.backends.warp.eyewear import wear_eyewear
 from deployments.backends.warp.lenses import find_lenses
 from deployments.backends.warp.spectacles import read_spectacles
+from serve.demo.cases import demo_cases
 from serve.messages import ExpertRequest, Landmarks, UInt8Array
 from tests.warp_scenes import (
     FRAME,
@@ -204,3 +205,17 @@ def test_landmarks_on_one_spot_fall_back_to_the_region() -> None:
     spot = Landmarks({"left_eye": (10.0, 10.0), "right_eye": (10.0, 10.0)})
     image, _ = wear(make_request(crop, eye_band(), draw_glasses(), spot))
     assert np.nonzero(is_red(image))[1].mean() == pytest.approx(200, abs=4)
+
+
+def test_highlight_across_one_lens_does_not_turn_a_front_view_away() -> None:
+    case = next(case for case in demo_cases() if case.expert == "eye")
+    encoded = np.fromfile(case.product_path, np.uint8)
+    bgra = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+    glasses = read_spectacles(
+        cut_out(np.asarray(cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGBA), np.uint8))
+    )
+    assert glasses.temple is None
+    middle = (glasses.lens_a[0] + glasses.lens_b[0]) / 2
+    width_px = glasses.front_hwc.shape[1]
+    assert middle == pytest.approx(width_px / 2, abs=0.02 * width_px)
+    assert 0.4 * width_px < glasses.lens_distance_px < 0.65 * width_px
