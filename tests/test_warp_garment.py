@@ -184,7 +184,19 @@ def test_dress_reaches_from_the_shoulders_below_the_hips() -> None:
 
 def test_face_is_never_covered() -> None:
     region = np.full((HEIGHT, WIDTH), 255, np.uint8)
-    high_collar = product_on(RED, [(150, 10), (250, 10), (280, 340), (120, 340)])
+    high_collar = product_on(
+        RED,
+        [
+            (160, 0),
+            (240, 0),
+            (242, 120),
+            (290, 140),
+            (280, 390),
+            (120, 390),
+            (110, 140),
+            (158, 120),
+        ],
+    )
     request = ask(high_collar, region_hw=region)
     image, _ = dress(request, "top")
     assert np.abs(image[60:100, 225:255].astype(int) - request.crop_hwc[60:100, 225:255]).max() <= 2
