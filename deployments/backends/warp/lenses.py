@@ -48,8 +48,13 @@ class Lens:
         return replace(self, outline=self.outline * (-1.0, 1.0) + (width_px, 0.0))
 
 
-def find_lenses(rgba_hwc: UInt8Array) -> tuple[Lens, Lens] | None:
-    """The two lenses, left one first; None where no two blobs look like lenses."""
+def find_lenses(rgba_hwc: UInt8Array, are_twins: bool = False) -> tuple[Lens, Lens] | None:
+    """The two lenses, left one first; None where no two blobs look like lenses.
+
+    Args:
+        are_twins: the frame is seen head-on, so one lens tells the other: a highlight that splits
+            one of them does no harm.
+    """
     scale = WORK_PX / max(rgba_hwc.shape[:2])
     size = [max(round(side * scale), 8) for side in rgba_hwc.shape[1::-1]]
     small = np.asarray(cv2.resize(rgba_hwc, size, interpolation=cv2.INTER_AREA), np.uint8)
@@ -59,7 +64,10 @@ def find_lenses(rgba_hwc: UInt8Array) -> tuple[Lens, Lens] | None:
     gradient = _gradient(np.asarray(cv2.GaussianBlur(lab, (0, 0), 1.0), np.float32))
     for level in SMOOTH_LEVELS:
         candidates += _blobs((gradient < level) & (small[..., 3] > 200), small[..., 3], lab)
-    best = max(combinations(candidates, 2), key=lambda pair: _score(*pair), default=None)
+    pairs = [(lens, lens.mirrored(size[0])) for lens in candidates]
+    if not are_twins:
+        pairs = list(combinations(candidates, 2))
+    best = max(pairs, key=lambda pair: _score(*pair), default=None)
     if best is None or _score(*best) <= 0.0:
         return None
     left, right = sorted(best, key=lambda lens: float(lens.centre[0]))

@@ -19,7 +19,7 @@ TEMPLE_TO_FRONT = 145.0 / 140.0
 SLOPE_SHARE = 0.6
 """Fronts are bowed: the near half runs less steeply than the line over both lenses."""
 SYMMETRIC_SHARE = 0.93
-"""Overlap of an outline with its mirror image: above 0.99 seen head-on, 0.3 at three quarters (demo, samples)."""
+"""Overlap of an outline with its mirror image: 0.99 seen head-on, 0.3 at three quarters."""
 CLEAR_GLASS = (236, 240, 244)
 NECK = 1.15
 """The front ends where it is hardly taller than the thinnest place before the temple."""
@@ -55,15 +55,10 @@ class Spectacles:
 
 def read_spectacles(rgba_hwc: UInt8Array) -> Spectacles:
     """Find front, lenses and temple; without lenses the whole cut-out counts as a front view."""
-    pair = find_lenses(rgba_hwc)
+    pair = find_lenses(rgba_hwc, are_twins=_is_front_view(rgba_hwc[..., 3]))
     if pair is None:
         return _whole(rgba_hwc)
     left, right = pair
-    if _is_front_view(rgba_hwc[..., 3]):
-        # A highlight may split one lens: the larger stands for both.
-        larger = max(pair, key=lambda lens: lens.area_px)
-        twins = (larger, larger.mirrored(rgba_hwc.shape[1]))
-        left, right = sorted(twins, key=lambda lens: float(lens.centre[0]))
     if left.is_alike(right):
         return _glazed(_level(rgba_hwc, left, right), left)
     if right.area_px > left.area_px:
