@@ -12,6 +12,7 @@ from serve.errors import SubjectNotFound
 from serve.messages import EXPERTS, Expert, SegmentReply, SegmentRequest, UInt8Array
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "samples"
+ASSETS = Path(__file__).parents[1] / "serve" / "demo" / "assets"
 WITH_FACE = ("top_1", "top_3", "bottom_1", "dress_1", "eye_1", "eye_2") + (
     *("face_1", "face_3", "shoes_1", "shoes_2"),
 )
@@ -211,5 +212,41 @@ def test_regions_are_binary_and_background_spares_the_person(
             assert 0.0005 < float((outcome.region_hw > 0).mean()) < 0.95
     (reply,) = segmenter.segment([_request(image, "bg", name)])
     assert isinstance(reply, SegmentReply)
-    assert not reply.region_hw[reply.silhouette_hw > 127].any()
+    assert not reply.region_hw[reply.silhouette_hw == 255].any()
     assert reply.region_hw.max() == 255
+
+
+def _demo(name: str) -> UInt8Array:
+    image = cv2.imread(str(ASSETS / f"{name}.jpg"))
+    assert image is not None
+    scale = min(1.0, 1024 / max(image.shape[:2]))
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return np.asarray(small[..., ::-1].copy(), np.uint8)
+
+
+def _reply(segmenter: ClassicalSegmenter, name: str, expert: Expert) -> SegmentReply:
+    (reply,) = segmenter.segment([_request(_demo(name), expert, name)])
+    assert isinstance(reply, SegmentReply)
+    return reply
+
+
+def test_head_and_neck_are_never_background(segmenter: ClassicalSegmenter) -> None:
+    reply = _reply(segmenter, "person_portrait", "bg")
+    for name in ("forehead", "left_eye", "right_eye", "nose", "mouth", "chin", "neck"):
+        x, y = (round(value) for value in reply.landmarks.points[name])
+        assert not reply.region_hw[y - 2 : y + 3, x - 2 : x + 3].any(), name
+
+
+def test_silhouette_has_no_specks_of_background_inside(segmenter: ClassicalSegmenter) -> None:
+    reply = _reply(segmenter, "person_portrait", "bg")
+    outside = (reply.silhouette_hw < 128).astype(np.uint8)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(outside, connectivity=4)
+    assert len(stats) == 2 or stats[1:, cv2.CC_STAT_AREA].min() > 0.002 * outside.size
+
+
+@pytest.mark.parametrize("spot", [(0.03, 0.3), (0.08, 0.5), (0.84, 0.82), (0.76, 0.3)])
+def test_flag_helmet_and_rocket_are_background(
+    segmenter: ClassicalSegmenter, spot: tuple[float, float]
+) -> None:
+    region = _reply(segmenter, "person_portrait", "bg").region_hw
+    assert region[round(spot[1] * region.shape[0]), round(spot[0] * region.shape[1])] == 255

@@ -5,6 +5,7 @@ import numpy as np
 
 from deployments.segmenters.classical.barrier import BoolArray, Float32Array, barrier_distance
 from deployments.segmenters.classical.colours import ColourPlaces
+from deployments.segmenters.classical.figure import SURE
 from serve.messages import UInt8Array
 
 CERTAIN = 4.0
@@ -15,19 +16,21 @@ FILTER_RADIUS_PX = 4
 
 
 def weigh(
-    lab_hwc: UInt8Array, prior_hw: Float32Array, background_hw: BoolArray
+    lab_hwc: UInt8Array, prior_hw: Float32Array, background_hw: BoolArray, share_hw: Float32Array
 ) -> tuple[Float32Array, Float32Array]:
     """Combine the cues at reduced size.
 
     Args:
         prior_hw: (H, W) log odds of being the person, from geometry alone.
         background_hw: (H, W) true where the background surely is.
+        share_hw: (H, W) in [0, 1], what being unreachable from the background counts.
 
     Returns:
         Probability of being the person (H, W), and the prior with seeds that proved wrong undone.
     """
     distance, trust = _barrier_odds(lab_hwc, prior_hw, background_hw)
-    is_seed = (prior_hw > CERTAIN) & (distance > -2.0)
+    is_seed = (prior_hw > CERTAIN) & ((distance > -2.0) | (prior_hw >= SURE))
+    distance = np.where(distance > 0.0, share_hw * distance, distance)
     prior = np.where(is_seed, prior_hw, np.minimum(prior_hw, 2.0) * (1 - 0.3 * trust) + distance)
     prior = np.where(background_hw, np.float32(-CERTAIN), prior).astype(np.float32)
     places = ColourPlaces(lab_hwc)

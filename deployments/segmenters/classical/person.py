@@ -10,6 +10,7 @@ from deployments.segmenters.classical.cascades import Cascades, Search
 from deployments.segmenters.classical.faces import FaceFinder, FaceFound
 from deployments.segmenters.classical.figure import Figure, build_figure
 from deployments.segmenters.classical.headmarks import Head, HeadReader
+from deployments.segmenters.classical.matte import draw_matte
 from deployments.segmenters.classical.outline import read_outline
 from deployments.segmenters.classical.pedestrian import Pedestrian, PedestrianFinder
 from deployments.segmenters.classical.presence import (
@@ -22,7 +23,6 @@ from deployments.segmenters.classical.silhouette import (
     cut_person,
     cut_silhouette,
     reduce_lab,
-    refine,
 )
 from deployments.segmenters.classical.skin import loose_skin, tight_skin
 from serve.errors import SubjectNotFound
@@ -100,7 +100,7 @@ class PersonReader:
     def _standing_out(self, image_hwc: UInt8Array, standing: Pedestrian | None) -> UInt8Array:
         lab, scale = reduce_lab(image_hwc)
         cues = stand_out(lab)
-        body = None if cues is None else cut_person(lab, *cues)
+        body = None if cues is None else cut_person(lab, *cues, lab.shape[0])
         if body is None or not is_body_shaped(body):
             raise SubjectNotFound(
                 "no person found: neither a face nor a figure that stands out",
@@ -115,7 +115,7 @@ class PersonReader:
                 "no person found: what stands out has neither a face nor limbs",
                 remedy=NO_PERSON_REMEDY,
             )
-        return refine(image_hwc, body)
+        return draw_matte(image_hwc, body, np.zeros(body.shape, np.bool_))
 
     def _count_upper_bodies(self, image_hwc: UInt8Array) -> int:
         """At how many of two sizes head and shoulders are recognised."""

@@ -40,7 +40,7 @@ def stand_out(lab_hwc: UInt8Array) -> tuple[Float32Array, Float32Array] | None:
         return None
     prior = np.clip((distance - edge - 0.35 * contrast) / (0.2 * contrast), -2.0, 2.0)
     prior[distance > edge + contrast] = 5.0
-    return weigh(lab_hwc, prior.astype(np.float32), seeds)
+    return weigh(lab_hwc, prior.astype(np.float32), seeds, np.ones_like(distance))
 
 
 def _ring(height: int, width: int) -> BoolArray:

@@ -27,7 +27,7 @@ class _Analysis:
 class ClassicalSegmenter:
     """Finds regions without weights. Analyses are cached by content, regions are drawn anew."""
 
-    name = "classical/1"
+    name = "classical/2"
 
     def __init__(self, cache_bytes: int) -> None:
         self._cache: ByteCache[_Analysis] = ByteCache(cache_bytes)

@@ -5,16 +5,30 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from deployments.segmenters.classical.barrier import Float32Array, border_seeds
-from deployments.segmenters.classical.belief import CERTAIN, guided, weigh
-from deployments.segmenters.classical.figure import CROTCH, HIP, Figure, draw_half, prior_odds
+from deployments.segmenters.classical.barrier import BoolArray, Float32Array, border_seeds
+from deployments.segmenters.classical.belief import CERTAIN, weigh
+from deployments.segmenters.classical.figure import (
+    BETWEEN_LEGS,
+    CROTCH,
+    HIP,
+    SURE,
+    Figure,
+    draw_half,
+    prior_odds,
+)
 from deployments.segmenters.classical.headmarks import Head
+from deployments.segmenters.classical.matte import draw_matte
 from serve.messages import UInt8Array
 
 CUT_SIDE_PX = 256
 ITERATIONS = 2
 SEED = 20
-EDGE_EPSILON = 1e-4
+MAX_HOLES = (0.02, 0.002)
+"""Of the person's area, above and below the crotch."""
+BESIDE_SHARES = (0.5, 0.8)
+LEG_SHARE = 0.5
+FAR_ASIDE = 2.2
+"""Face sizes from the spine."""
 EDGE_SLOPE = 2.0
 MIN_EDGES = 0.15
 LEGS = ((0.85, 3.0), (0.85, 4.3), (0.75, 6.2), (0.7, 8.7))
@@ -32,31 +46,57 @@ def cut_silhouette(image_hwc: UInt8Array, head: Head | None, figure: Figure) -> 
     small_figure = scale_figure(figure, scale)
     prior = prior_odds(lab.shape, small_head, small_figure)
     background = border_seeds(lab, int(small_figure.row(0.6))) | (prior < -CERTAIN)
-    belief, prior = weigh(lab, prior, background & (prior < CERTAIN))
-    body = complete_legs(cut_person(lab, belief, prior), lab, small_figure)
-    return refine(image_hwc, body)
+    background |= _far_rim(lab.shape[:2], small_figure)
+    share = _barrier_share(prior, small_head, small_figure)
+    belief, prior = weigh(lab, prior, background & (prior < CERTAIN), share)
+    body = cut_person(lab, belief, prior, int(small_figure.row(CROTCH)))
+    legs = find_legs(body, lab, small_figure)
+    return draw_matte(image_hwc, body | legs, (prior >= SURE) | (legs > 0))
 
 
-def complete_legs(body_hw: UInt8Array, lab_hwc: UInt8Array, figure: Figure) -> UInt8Array:
-    """Give back the legs to a person who ends at the hips in the middle of a picture.
+def _far_rim(shape: tuple[int, ...], figure: Figure) -> BoolArray:
+    """The side borders, where they lie further off than arms are held."""
+    rim = np.zeros(shape, np.bool_)
+    width = max(2, shape[1] // 80)
+    reach = FAR_ASIDE * figure.unit_px
+    rim[:, :width] = figure.neck_x > reach
+    rim[:, -width:] = shape[1] - figure.neck_x > reach
+    return rim
+
+
+def _barrier_share(prior_hw: Float32Array, head: Head | None, figure: Figure) -> Float32Array:
+    """What being unreachable counts (H, W): beside a trunk it may be furniture, below it a gap."""
+    hip, crotch = (max(int(figure.row(level)), 0) for level in (HIP, CROTCH))
+    beside = prior_hw < 0.0
+    share = np.ones_like(prior_hw)
+    share[hip:][beside[hip:]] = BESIDE_SHARES[1]
+    if head is not None:
+        share[:hip][beside[:hip]] = BESIDE_SHARES[0]
+    share[crotch:][~beside[crotch:]] = LEG_SHARE
+    share[prior_hw == BETWEEN_LEGS] = 0.0
+    return share
+
+
+def find_legs(body_hw: UInt8Array, lab_hwc: UInt8Array, figure: Figure) -> UInt8Array:
+    """The legs (H, W) missing from a person who ends at the hips in the middle of a picture.
 
     White trousers before a white wall have no colour of their own; proportions know where they are.
-    Nothing is added where the picture is empty: legs have edges.
+    None are found where the picture is empty: legs have edges.
     """
+    legs = np.zeros_like(body_hw)
     rows = np.flatnonzero(body_hw.any(axis=1))
     height, unit = body_hw.shape[0], figure.unit_px
     end = float(rows[-1]) if rows.size else float(height)
     starts_low = end < figure.row(HIP - 0.8)
     if starts_low or end > min(figure.row(CROTCH + 1.2), height - 1.5 * unit):
-        return body_hw
-    legs = np.zeros_like(body_hw)
+        return legs
     draw_half(legs, figure, LEGS, 1)
-    legs[: int(end - 0.3 * unit)] = 0
+    legs[: int(end - 0.8 * unit)] = 0
     light = lab_hwc[..., 0].astype(np.float32)
     slope = np.hypot(cv2.Sobel(light, cv2.CV_32F, 1, 0), cv2.Sobel(light, cv2.CV_32F, 0, 1)) / 8
     if float((slope[legs > 0] > EDGE_SLOPE).mean()) < MIN_EDGES:
-        return body_hw
-    return np.asarray(body_hw | legs, np.uint8)
+        return np.zeros_like(body_hw)
+    return legs
 
 
 def reduce_lab(image_hwc: UInt8Array) -> tuple[UInt8Array, float]:
@@ -66,10 +106,12 @@ def reduce_lab(image_hwc: UInt8Array) -> tuple[UInt8Array, float]:
     return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2Lab), np.uint8), scale
 
 
-def cut_person(lab_hwc: UInt8Array, belief_hw: Float32Array, prior_hw: Float32Array) -> UInt8Array:
+def cut_person(
+    lab_hwc: UInt8Array, belief_hw: Float32Array, prior_hw: Float32Array, crotch_row: int
+) -> UInt8Array:
     """Cut at reduced size and keep what hangs together; (H, W) of 0 and 1."""
     body = cut(lab_hwc, belief_hw, prior_hw)
-    return keep_person(body, (prior_hw > CERTAIN).astype(np.uint8))
+    return keep_person(body, (prior_hw > CERTAIN).astype(np.uint8), crotch_row)
 
 
 def cut(lab_hwc: UInt8Array, belief_hw: Float32Array, prior_hw: Float32Array) -> UInt8Array:
@@ -87,7 +129,7 @@ def cut(lab_hwc: UInt8Array, belief_hw: Float32Array, prior_hw: Float32Array) ->
     return np.asarray(labels & 1, np.uint8)
 
 
-def keep_person(body_hw: UInt8Array, certain_hw: UInt8Array) -> UInt8Array:
+def keep_person(body_hw: UInt8Array, certain_hw: UInt8Array, crotch_row: int) -> UInt8Array:
     """The connected parts that contain certain pixels, without specks, gaps and holes."""
     tidy = cv2.morphologyEx(body_hw, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     tidy = np.maximum(tidy, certain_hw & body_hw)
@@ -95,27 +137,16 @@ def keep_person(body_hw: UInt8Array, certain_hw: UInt8Array) -> UInt8Array:
     hits = np.bincount(parts[certain_hw > 0], minlength=count)
     hits[0] = 0
     kept = np.isin(parts, np.flatnonzero(hits > 0.1 * max(int(hits.max()), 1)))
-    return _fill_small_holes(kept.astype(np.uint8))
+    return _fill_small_holes(kept.astype(np.uint8), crotch_row)
 
 
-def _fill_small_holes(body_hw: UInt8Array) -> UInt8Array:
-    """Fill what is enclosed and small; the opening under a bent arm stays open."""
-    count, parts, stats, _ = cv2.connectedComponentsWithStats(1 - body_hw, connectivity=4)
-    limit = 0.02 * float(body_hw.sum())
-    small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < limit)
+def _fill_small_holes(body_hw: UInt8Array, crotch_row: int) -> UInt8Array:
+    """Fill what is enclosed and small; openings under a bent arm and between legs stay open."""
+    count, parts, stats, centres = cv2.connectedComponentsWithStats(1 - body_hw, connectivity=4)
+    share = np.where(centres[:, 1] < crotch_row, *MAX_HOLES)
+    small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < share * float(body_hw.sum()))
     filled = body_hw | np.isin(parts, small[small > 0]).astype(np.uint8)
     return np.asarray(filled, np.uint8)
-
-
-def refine(image_hwc: UInt8Array, body_hw: UInt8Array) -> UInt8Array:
-    """Bring a small cut to full size and let its edge follow the picture's."""
-    height, width = image_hwc.shape[:2]
-    scale = max(image_hwc.shape[:2]) / max(body_hw.shape)
-    mask = cv2.resize(body_hw.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    guide = cv2.cvtColor(image_hwc, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
-    soft = guided(guide, np.asarray(mask, np.float32), int(1.5 * scale), EDGE_EPSILON)
-    soft = np.clip((soft - 0.5) * 1.6 + 0.5, 0.0, 1.0)
-    return np.asarray(np.rint(soft * 255.0), np.uint8)
 
 
 def scale_head(head: Head, scale: float) -> Head:
