@@ -4,6 +4,7 @@ Reads and verifies; loads no weights.
 """
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -115,7 +116,7 @@ class Bundle(Config):
     def is_preview(self) -> bool:
         return self.backend.kind == "warp"
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of everything the bundle pins; changes when any of it does."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from serve import __version__
 from serve.client import ApiError, ApiUnreachable, Client
+from serve.demo.cases import demo_cases
 from serve.errors import ConfigError
 from serve.messages import EXPERTS
 from serve.schemas import TryOnOptions
@@ -135,13 +136,15 @@ class _StartProgress:
 
 
 def _say_ready(url: str) -> None:
+    case = demo_cases()[0]  # pictures that are there, so that the line works as it stands
     out.print(f"\nReady at {url}   (API: {url}/docs)")
     out.print("Try it:")
-    curl = (
-        f"  curl -s {url}/v1/tryon -F expert=eye -F person=@person.jpg "
-        "-F product=@glasses.png -o out.png"
+    out.print(
+        f"  curl -s {url}/v1/tryon -F expert={case.expert} -F person=@{case.person_path} "
+        f"-F product=@{case.product_path} -o out.jpg",
+        markup=False,
+        highlight=False,
     )
-    out.print(curl, markup=False)
 
 
 def _pid_file(port: int) -> Path:

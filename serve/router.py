@@ -63,7 +63,11 @@ class _Transports:
     """One deployment's handle, by gRPC and by reference."""
 
     def __init__(self, handle: DeploymentHandle):
-        self._by_value = handle.options(_by_reference=False)
+        # Plain pickle: every type that crosses is importable on both sides, and cloudpickle's
+        # search for what is not costs more than the hop itself.
+        self._by_value = handle.options(
+            _by_reference=False, request_serialization="pickle", response_serialization="pickle"
+        )
         self._by_reference = handle.options(_by_reference=True)
 
     def choose(self, num_bytes: int) -> DeploymentHandle:

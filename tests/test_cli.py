@@ -1,6 +1,7 @@
 """The command line as a person uses it: every command in its own process."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -167,6 +168,8 @@ def test_ctrl_c_stops_everything_that_up_started(
     assert "deployments run" in said
     with Client(url) as client:
         assert client.readiness().ready
+    (curl,) = [line.strip() for line in said.splitlines() if line.strip().startswith("curl")]
+    assert all(Path(path).is_file() for path in re.findall(r"@(\S+)", curl))
     started = children(process.pid)
     assert len(started) > 5
     process.send_signal(signal.SIGINT)
