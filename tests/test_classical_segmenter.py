@@ -250,3 +250,21 @@ def test_flag_helmet_and_rocket_are_background(
 ) -> None:
     region = _reply(segmenter, "person_portrait", "bg").region_hw
     assert region[round(spot[1] * region.shape[0]), round(spot[0] * region.shape[1])] == 255
+
+
+def test_bottom_starts_at_the_hem_and_spares_the_hands(segmenter: ClassicalSegmenter) -> None:
+    region = _reply(segmenter, "person_full", "bottom").region_hw > 0
+    height, width = region.shape
+    assert np.flatnonzero(region.any(axis=1))[0] / height == pytest.approx(0.475, abs=0.012)
+    for x, y in ((0.27, 0.56), (0.73, 0.56)):
+        assert not region[round(y * height), round(x * width)]
+    assert region[round(0.6 * height)].sum() < 0.4 * width
+
+
+def test_shoes_are_enclosed_from_cuff_to_sole(segmenter: ClassicalSegmenter) -> None:
+    reply = _reply(segmenter, "person_full", "shoes")
+    height, width = reply.region_hw.shape
+    for x, y in ((0.33, 0.955), (0.45, 0.92), (0.56, 0.92), (0.66, 0.955)):
+        assert reply.region_hw[round(y * height), round(x * width)], (x, y)
+    for x, y in ((0.40, 0.945), (0.61, 0.945)):
+        assert reply.silhouette_hw[round(y * height), round(x * width)] == 255, (x, y)

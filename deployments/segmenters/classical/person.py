@@ -10,6 +10,7 @@ from deployments.segmenters.classical.cascades import Cascades, Search
 from deployments.segmenters.classical.faces import FaceFinder, FaceFound
 from deployments.segmenters.classical.figure import Figure, build_figure
 from deployments.segmenters.classical.headmarks import Head, HeadReader
+from deployments.segmenters.classical.hem import find_hem
 from deployments.segmenters.classical.matte import draw_matte
 from deployments.segmenters.classical.outline import read_outline
 from deployments.segmenters.classical.pedestrian import Pedestrian, PedestrianFinder
@@ -48,6 +49,8 @@ class Person:
     body: Body
     head: Head | None
     landmarks: Landmarks
+    hem_row: float | None = None
+    """Where the upper garment ends and the lower begins, in pixels; None in a one-piece."""
 
     @property
     def nbytes(self) -> int:
@@ -82,7 +85,7 @@ class PersonReader:
         figure = build_figure(head)
         silhouette = cut_silhouette(image_hwc, head, figure)
         skin = tight_skin(image_hwc, _cheeks(image_hwc.shape[:2], head))
-        return _describe(silhouette, skin, figure, head)
+        return _describe(image_hwc, silhouette, skin, figure, head)
 
     def _without_face(self, image_hwc: UInt8Array, standing: Pedestrian | None) -> Person:
         """By shape: a standing figure, else whatever stands out and is somebody."""
@@ -92,10 +95,12 @@ class PersonReader:
             if face is not None:
                 return self._with_face(image_hwc, face)
             silhouette = cut_silhouette(image_hwc, None, figure)
-            return _describe(silhouette, _bright_skin(image_hwc, silhouette), figure, None)
+            return _describe(
+                image_hwc, silhouette, _bright_skin(image_hwc, silhouette), figure, None
+            )
         silhouette = self._standing_out(image_hwc, standing)
         figure = guess_figure((silhouette > 127).astype(np.uint8))
-        return _describe(silhouette, _bright_skin(image_hwc, silhouette), figure, None)
+        return _describe(image_hwc, silhouette, _bright_skin(image_hwc, silhouette), figure, None)
 
     def _standing_out(self, image_hwc: UInt8Array, standing: Pedestrian | None) -> UInt8Array:
         lab, scale = reduce_lab(image_hwc)
@@ -137,13 +142,19 @@ def _may_wear(standing: Pedestrian, face: FaceFound) -> bool:
 
 
 def _describe(
-    silhouette_hw: UInt8Array, skin_hw: UInt8Array, figure: Figure, head: Head | None
+    image_hwc: UInt8Array,
+    silhouette_hw: UInt8Array,
+    skin_hw: UInt8Array,
+    figure: Figure,
+    head: Head | None,
 ) -> Person:
-    body = read_body(silhouette_hw, read_outline(silhouette_hw, figure), figure)
+    outline = read_outline(silhouette_hw, figure)
+    body = read_body(silhouette_hw, outline, figure)
+    hem = find_hem(image_hwc, skin_hw, outline, figure)
     if head is None:
-        return Person(silhouette_hw, skin_hw, body, None, Landmarks(body.points))
+        return Person(silhouette_hw, skin_hw, body, None, Landmarks(body.points), hem)
     landmarks = Landmarks({**body.points, **head.points()}, head.box())
-    return Person(silhouette_hw, skin_hw, body, head, landmarks)
+    return Person(silhouette_hw, skin_hw, body, head, landmarks, hem)
 
 
 def _bright_skin(image_hwc: UInt8Array, silhouette_hw: UInt8Array) -> UInt8Array:

@@ -70,10 +70,29 @@ def _torso(person: Person) -> UInt8Array:
 def _bottom(person: Person) -> UInt8Array:
     unit, levels = person.body.figure.unit_px, person.body.levels
     _require(person, levels.hip + 0.3 * unit, "hips and legs")
-    body = _rows(person, levels.waist + 0.2 * unit, levels.ankle + 0.1 * unit)
-    region = _grown(_filled_rows(_trunk_only(body, person)), 0.14 * unit)
+    start = person.hem_row
+    if start is None:
+        start = levels.waist + 0.3 * unit
+    body = _rows(person, start, levels.ankle + 0.1 * unit)
+    legs = _hanging_together(_without_hands(_trunk_only(body, person), person), person)
+    region = _grown(_filled_rows(legs), 0.1 * unit)
+    region[: max(int(start - 0.04 * unit), 0)] = 0
     region[max(int(levels.ankle + 0.1 * unit), 0) :] = 0
     return _without_hands(region, person)
+
+
+def _hanging_together(region: UInt8Array, person: Person) -> UInt8Array:
+    """Drop what hangs beside the hips without touching them: hands."""
+    unit, levels = person.body.figure.unit_px, person.body.levels
+    narrow = cv2.morphologyEx(region, cv2.MORPH_OPEN, np.ones((max(int(0.08 * unit), 1),) * 2))
+    count, parts, stats, centres = cv2.connectedComponentsWithStats(np.asarray(narrow, np.uint8))
+    kept = np.zeros(count, np.bool_)
+    for part in range(1, count):
+        bottom = stats[part, cv2.CC_STAT_TOP] + stats[part, cv2.CC_STAT_HEIGHT]
+        is_leg = bottom > levels.crotch + unit
+        is_trunk = abs(centres[part][0] - person.body.figure.neck_x) < 0.6 * unit
+        kept[part] = is_leg or is_trunk
+    return np.where(kept[parts], narrow, 0).astype(np.uint8)
 
 
 def _dress(person: Person) -> UInt8Array:

@@ -16,6 +16,7 @@ from deployments.segmenters.classical.figure import (
     draw_half,
     prior_odds,
 )
+from deployments.segmenters.classical.footing import find_shoes
 from deployments.segmenters.classical.headmarks import Head
 from deployments.segmenters.classical.matte import draw_matte
 from serve.messages import UInt8Array
@@ -51,7 +52,8 @@ def cut_silhouette(image_hwc: UInt8Array, head: Head | None, figure: Figure) -> 
     belief, prior = weigh(lab, prior, background & (prior < CERTAIN), share)
     body = cut_person(lab, belief, prior, int(small_figure.row(CROTCH)))
     legs = find_legs(body, lab, small_figure)
-    return draw_matte(image_hwc, body | legs, (prior >= SURE) | (legs > 0))
+    matte = draw_matte(image_hwc, body | legs, (prior >= SURE) | (legs > 0))
+    return np.maximum(matte, find_shoes(image_hwc, matte, figure))
 
 
 def _far_rim(shape: tuple[int, ...], figure: Figure) -> BoolArray:
