@@ -15,10 +15,10 @@ test: $(VENV)/.dev ## ruff, mypy, import-linter, unit tests, then the tests on o
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(TEST_ENV) $(BIN)/python -m pytest -q -m "ray or not ray"
+	$(TEST_ENV) $(BIN)/python -m pytest -m "ray or not ray"
 
 unit: $(VENV)/.dev ## the tests that need no cluster
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with make PYTHON=...")'

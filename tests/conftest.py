@@ -51,3 +51,8 @@ def samples() -> Path:
     if not folder.is_dir():
         pytest.skip("no sample pictures beside this checkout (../shared/samples)")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that need no cluster first: they say sooner what is wrong."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
