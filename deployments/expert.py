@@ -83,3 +83,8 @@ class ExpertReplica:
         """Serve replaces the replica when this raises three times."""
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise RuntimeError(f"{self._failures_in_a_row} generations failed in a row")
+
+    def __del__(self) -> None:
+        # Serve calls this when the replica has drained.
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._backend.unload()

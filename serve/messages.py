@@ -5,7 +5,7 @@ expert needs. All images are RGB, uint8, row-major, already in sRGB and upright.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -82,9 +82,6 @@ class SegmentReply:
     """Which masker with which version, for the receipt: `classical/1`."""
     cached: bool = False
     batch_size: int = 1
-
-    def from_cache(self) -> "SegmentReply":
-        return replace(self, cached=True)
 
 
 @dataclass(frozen=True, slots=True)

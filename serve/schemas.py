@@ -1,6 +1,6 @@
 """Wire models: the same over HTTP and over a Ray handle."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -189,6 +189,3 @@ class Problem(BaseModel):
     """What to change, for people."""
     retry_after_s: Annotated[float | None, Field(ge=0)] = None
     errors: list[FieldProblem] | None = None
-
-
-JsonObject = dict[str, Any]
