@@ -31,7 +31,8 @@ def weigh_region(
     """(H, W) float32 in [0, 1]: 0 outside the region, rising to 1 over `feather_px` inside.
 
     Args:
-        alpha_hw: (H, W) where something was painted; elsewhere the person keeps its own pixels.
+        alpha_hw: (H, W) as `soften_painted` gives it, at the size of the region; elsewhere the
+            person keeps its own pixels.
     """
     inside = (region_box_hw > 0).astype(np.uint8)
     distance: Any = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_5)
@@ -41,8 +42,18 @@ def weigh_region(
     weight = weight * weight * (3 - 2 * weight)
     weight *= region_box_hw.astype(np.float32) / 255
     if alpha_hw is not None:
-        weight *= _soften(alpha_hw, feather_px)
+        weight *= alpha_hw.astype(np.float32) / 255
     return np.where(inside, weight, 0).astype(np.float32)
+
+
+def soften_painted(alpha_hw: UInt8Array, feather_px: float) -> UInt8Array:
+    """What was painted, a little wider, with a soft edge that starts outside of it."""
+    radius = max(1, round(feather_px / 2))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    wider: Any = cv2.dilate(alpha_hw, kernel)
+    soft: Any = cv2.GaussianBlur(wider, (0, 0), radius / 2)
+    softened: UInt8Array = np.maximum(soft, alpha_hw)
+    return softened
 
 
 def match_colour(
@@ -119,16 +130,6 @@ def _fill_smoothly(values: FloatArray, is_unknown: NDArray[np.bool_]) -> FloatAr
     filled = values.copy()
     filled[is_unknown] = spsolve(csr_array((data, (i, j))).tocsc(), right)
     return filled
-
-
-def _soften(alpha_hw: UInt8Array, feather_px: float) -> FloatArray:
-    """What was painted, a little wider, with a soft edge that starts outside of it."""
-    radius = max(1, round(feather_px / 2))
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    wider: Any = cv2.dilate(alpha_hw, kernel)
-    soft: Any = cv2.GaussianBlur(wider, (0, 0), radius / 2)
-    softened: FloatArray = np.maximum(soft, alpha_hw).astype(np.float32) / 255
-    return softened
 
 
 def _ring(region_box_hw: UInt8Array) -> NDArray[np.bool_]:

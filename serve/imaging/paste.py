@@ -12,6 +12,7 @@ from serve.imaging.blend import (
     choose_feather_px,
     match_colour,
     remove_seam,
+    soften_painted,
     weigh_region,
 )
 from serve.imaging.colour import IntBox, crop_to_srgb, from_srgb
@@ -75,7 +76,11 @@ def paste_back(
     painted = restore_crop(generated_hwc, plan)
     if feather_px is None:
         feather_px = choose_feather_px(region_box_hw, DEFAULT_FEATHER)
-    painted_alpha = None if alpha_hw is None else restore_crop(alpha_hw, plan)
+    painted_alpha = None
+    if alpha_hw is not None:
+        # At the expert's size: a wide soft edge over ten megapixels takes most of a second.
+        softened = soften_painted(alpha_hw, feather_px * plan.scale[0])
+        painted_alpha = restore_crop(softened, plan)
     weight = weigh_region(region_box_hw, painted_alpha, feather_px)
     pixels, alpha = _write(image, painted, weight, plan.box)
     return Pasted(pixels, alpha, weight, painted, plan.box)
