@@ -25,13 +25,14 @@ EVERYBODY = WITH_FACE + WITHOUT_FACE
 EYES: dict[str, tuple[float, float, float]] = {
     "top_1": (0.472, 0.673, 0.03),
     "top_3": (0.505, 0.409, 0.03),
+    "bottom_1": (0.459, 0.111, 0.035),
     "dress_1": (0.452, 0.211, 0.04),
     "eye_1": (0.556, 0.445, 0.06),
     "eye_2": (0.490, 0.421, 0.05),
     "face_1": (0.553, 0.497, 0.05),
     "face_3": (0.433, 0.467, 0.05),
     "shoes_1": (0.472, 0.673, 0.03),
-    "shoes_2": (0.497, 0.415, 0.06),
+    "shoes_2": (0.49, 0.432, 0.03),
 }
 
 
@@ -160,7 +161,7 @@ def test_same_picture_gives_the_same_arrays_in_fresh_segmenters() -> None:
 @pytest.mark.parametrize("expert", ["eye", "face"])
 def test_visible_faces_are_found(segmenter: ClassicalSegmenter, expert: Expert) -> None:
     found = _find(segmenter, WITH_FACE, expert)
-    assert sum(found.values()) >= 9, found
+    assert all(found.values()), found
 
 
 @pytest.mark.parametrize("expert", ["eye", "face"])

@@ -17,6 +17,10 @@ MARGIN = 0.25
 EYE_X = (0.31, 0.69)
 EYE_Y = 0.385
 """Eyes in a frontal box of frontalface_alt2, as fractions of its side. Measured on portraits."""
+PROFILE = 0.4
+CROWD = 8
+HIDDEN_EYE = 0.16
+"""From the visible eye of a profile to the bridge of the nose, in sizes."""
 CHEEK = (0.28, 0.52)
 """Least and most that a face reaches to either side of the eyes' middle."""
 
@@ -109,7 +113,7 @@ class HeadReader:
         roll = float(np.degrees(np.arctan2(by - ay, bx - ax)))
         cheek_a, cheek_b = _cheeks(upright_hwc, eyes)
         turn = float(np.clip(1.6 * (cheek_a - cheek_b) / (cheek_a + cheek_b), -0.8, 0.8))
-        if abs(face.facing) > 0.4:
+        if abs(face.facing) > PROFILE:
             turn = float(np.sign(face.facing)) * max(abs(turn), 0.85)
         eye_a, eye_b = (float(ax), float(ay)), (float(bx), float(by))
         return Head(eye_a, eye_b, face.size_px, roll, turn, cheek_a, cheek_b)
@@ -124,7 +128,33 @@ class HeadReader:
         ]
         shift = 0.14 * face.facing
         guess = [((x + MARGIN + shift) * UPRIGHT_PX, (EYE_Y + MARGIN) * UPRIGHT_PX) for x in EYE_X]
-        return [_nearest(hits, spot) for spot in guess]
+        eyes = [_nearest(hits, spot) for spot in guess]
+        near = 0 if face.facing > 0 else 1
+        if abs(face.facing) > PROFILE and eyes[near] == guess[near]:
+            return self._profile_eyes(band, face, eyes)
+        return eyes
+
+    def _profile_eyes(self, band_hw: UInt8Array, face: FaceFound, eyes: list[Point]) -> list[Point]:
+        """The one visible eye where the cascades crowd, the hidden one just behind the nose."""
+        near = 0 if face.facing > 0 else 1
+        search = Search(UPRIGHT_PX * 0.16, UPRIGHT_PX * 0.36, 1.07, 0)
+        every = [
+            (hit.x, hit.y)
+            for roll in (-20.0, 0.0, 20.0)
+            for hit in self._cascades.find(band_hw, "eye_tree_eyeglasses", search, roll)
+        ]
+        reach = np.array([0.3, 0.2]) * UPRIGHT_PX
+        spots = np.array(every, np.float64).reshape(-1, 2)
+        spots = spots[(np.abs(spots - np.array(eyes[near])) < reach).all(axis=1)]
+        if len(spots) < CROWD:
+            return eyes
+        apart = np.linalg.norm(spots[:, None] - spots[None], axis=2) < 0.06 * UPRIGHT_PX
+        if int(apart.sum(axis=1).max()) < CROWD:
+            return eyes
+        x, y = np.median(spots[apart[int(apart.sum(axis=1).argmax())]], axis=0)
+        seen = float(x), float(y)
+        hidden = seen[0] + float(np.sign(face.facing)) * HIDDEN_EYE * UPRIGHT_PX, seen[1]
+        return [seen, hidden] if near == 0 else [hidden, seen]
 
 
 def _upright(image_hwc: UInt8Array, face: FaceFound) -> tuple[UInt8Array, FloatArray]:
