@@ -269,3 +269,12 @@ def test_shoes_are_enclosed_from_cuff_to_sole(segmenter: ClassicalSegmenter) -> 
         assert reply.region_hw[round(y * height), round(x * width)], (x, y)
     for x, y in ((0.40, 0.945), (0.61, 0.945)):
         assert reply.silhouette_hw[round(y * height), round(x * width)] == 255, (x, y)
+
+
+@pytest.mark.parametrize("expert", ["top", "dress"])
+def test_garments_take_no_flag_and_no_helmet(segmenter: ClassicalSegmenter, expert: Expert) -> None:
+    region = _reply(segmenter, "person_portrait", expert).region_hw
+    height, width = region.shape
+    for x, y in ((0.03, 0.4), (0.08, 0.45), (0.84, 0.82)):
+        assert not region[round(y * height), round(x * width)], (x, y)
+    assert region[round(0.7 * height), round(0.35 * width)] == 255

@@ -88,7 +88,9 @@ class FaceFinder:
             for name in ("frontalface_alt2", "profileface"):
                 for roll in HEAD_ROLLS:
                     hits += self._cascades.find(close, name, search, roll)
-        cluster = max((_beside(hit, hits) for hit in hits), key=len, default=[])
+            cluster = max((_beside(hit, hits) for hit in hits), key=len, default=[])
+            if len(cluster) >= MIN_HEAD_VOTES:
+                break
         if len(cluster) < MIN_HEAD_VOTES or len({hit.roll for hit in cluster}) < MIN_NEAR_VOTES:
             return None
         face = _agree(cluster, to_picture, 1.0)

@@ -121,22 +121,35 @@ def _soften(
 ) -> UInt8Array:
     """Alpha from where a pixel's colour lies on the line between the colours of both sides."""
     height, width = image_hwc.shape[:2]
-    lab = cv2.cvtColor(image_hwc, cv2.COLOR_RGB2Lab).astype(np.float32)
-    mean_on, mean_off = (_resized(side.mean_hwc, (width, height)) for side in sides)
-    line = mean_on - mean_off
-    length = (line**2).sum(axis=2)
-    along = ((lab - mean_off) * line).sum(axis=2) / (length + MIN_CONTRAST**2)
-    along = np.clip(along, -0.3, 1.3).astype(np.float32)
     scale = width / body_hw.shape[1]
     hard = _resized(body_hw.astype(np.float32), (width, height))
-    radius = max(round(GUIDE_RADIUS_PX * scale), 2)
-    soft = guided(along, hard, radius, GUIDE_EPSILON)
-    soft = np.clip((soft - CHOKE[0]) / (CHOKE[1] - CHOKE[0]), 0.0, 1.0)
     inside, outside = _depths(hard > 0.5)
     reach = SOFT_PX * scale
+    soft = _along_line(image_hwc, hard, sides, max(round(GUIDE_RADIUS_PX * scale), 2))
+    soft = np.clip((soft - CHOKE[0]) / (CHOKE[1] - CHOKE[0]), 0.0, 1.0)
     soft = np.where(inside > reach, 1.0, np.where(outside > reach, 0.0, soft))
     soft = np.where(_resized(sure_hw.astype(np.float32), (width, height)) > 0.5, 1.0, soft)
     return np.asarray(np.rint(_without_specks(np.asarray(soft, np.float32)) * 255.0), np.uint8)
+
+
+def _along_line(
+    image_hwc: UInt8Array, hard_hw: Float32Array, sides: tuple[_Side, _Side], radius_px: int
+) -> Float32Array:
+    """The hard edge made to follow how far each colour lies from the far side's to the near's."""
+    height, width = hard_hw.shape
+    x, y, w, h = cv2.boundingRect((hard_hw > 0).astype(np.uint8))
+    margin = 4 * radius_px
+    rows = slice(max(y - margin, 0), min(y + h + margin, height))
+    columns = slice(max(x - margin, 0), min(x + w + margin, width))
+    lab = cv2.cvtColor(image_hwc[rows, columns], cv2.COLOR_RGB2Lab).astype(np.float32)
+    on, off = (_resized(side.mean_hwc, (width, height))[rows, columns] for side in sides)
+    line, colour = on - off, lab - off
+    length = np.einsum("hwc,hwc->hw", line, line)
+    along = np.einsum("hwc,hwc->hw", colour, line) / (length + MIN_CONTRAST**2)
+    guide = np.clip(along, -0.3, 1.3).astype(np.float32)
+    soft = hard_hw.copy()
+    soft[rows, columns] = guided(guide, hard_hw[rows, columns], radius_px, GUIDE_EPSILON)
+    return soft
 
 
 def _without_specks(alpha_hw: Float32Array) -> Float32Array:

@@ -11,6 +11,8 @@ from deployments.segmenters.classical.person import Person
 from serve.errors import SubjectNotFound
 from serve.messages import Expert, Point, UInt8Array
 
+MIN_SEEN = 0.7
+"""Of the torso's place that a well seen torso fills."""
 OWN_MASK = "or bring your own mask."
 
 
@@ -60,11 +62,17 @@ def _top(person: Person) -> UInt8Array:
 
 
 def _torso(person: Person) -> UInt8Array:
-    """Shoulders to hips by proportion, for where the outline lost a dark or white garment."""
+    """Shoulders to hips by proportion, for where the outline lost a dark or white garment.
+
+    Where it lost little, the person is turned rather than badly seen, and nothing far is added.
+    """
     region, figure = _empty(person), person.body.figure
     half = ((0.4, NECK), (0.85, 1.2), (0.75, WAIST), (0.75, HIP))
     draw_half(region, figure, half, 255)
-    return region
+    seen = (person.silhouette_hw > 127).astype(np.uint8) * 255
+    if np.count_nonzero(seen[region > 0]) < MIN_SEEN * np.count_nonzero(region):
+        return region
+    return np.asarray(region & _grown(seen, 0.1 * figure.unit_px), np.uint8)
 
 
 def _bottom(person: Person) -> UInt8Array:
