@@ -58,7 +58,8 @@ def dress_garment(
     sleeves = [part for part in parts if part.is_sleeve]
     sleeves_hw = draw_parts(sleeves, wearer.person_hw.shape)[..., 3] > 127
     alpha = layer[..., 3] / 255.0
-    base, change = uncover(request, wearer, body, expert, alpha, sleeves_hw)
+    hidden = near(sleeves_hw, round(0.14 * body.unit_px)) & ~_below_cuffs(parts, body, alpha.shape)
+    base, change = uncover(request, wearer, body, expert, alpha, hidden)
     return _finish(request, base, layer, np.maximum(change, alpha), allowed)
 
 
@@ -94,7 +95,8 @@ def _see(request: ExpertRequest, wearer: Wearer, body: Body, expert: Expert) -> 
     if _covers(wearer, body, expert):
         kernel_px = 2 * round(0.06 * body.unit_px) + 1
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (kernel_px, kernel_px))
-        closed = cv2.morphologyEx(wearer.cloth_hw.astype(np.uint8), cv2.MORPH_CLOSE, kernel)
+        worn = wearer.cloth_hw | wearer.under_hw
+        closed = cv2.morphologyEx(worn.astype(np.uint8), cv2.MORPH_CLOSE, kernel)
         garment = np.asarray(closed, np.uint8)
     return Seen(person * 255, garment * 255, request.region_hw)
 
@@ -205,6 +207,22 @@ def _hands(body: Body, size: tuple[int, int], has_sleeves: bool) -> BoolArray:
         along = forearm / max(float(np.linalg.norm(forearm)), 1e-6) * unit
         start = wrist + (0.12 if has_sleeves else 0.0) * along
         mask |= limb_mask(size, [start, wrist + 0.45 * along], (0.16 * unit, 0.24 * unit))
+    return mask
+
+
+def _below_cuffs(parts: list[Part], body: Body, size: tuple[int, ...]) -> BoolArray:
+    """Upper arms from where short sleeves end."""
+    mask = np.zeros(size[:2], bool)
+    for part in parts:
+        if not part.is_sleeve:
+            continue
+        shoulder, elbow, _ = body.arms[part.side]
+        arm = elbow - shoulder
+        cuff = part.target[-2, part.target.shape[1] // 2] - shoulder
+        share = float(cuff @ arm) / max(float(arm @ arm), 1e-6)
+        if share < 1.0:
+            joints = [shoulder + max(share, 0.0) * arm, elbow]
+            mask |= limb_mask((size[0], size[1]), joints, (0.2 * body.unit_px,) * 2)
     return mask
 
 

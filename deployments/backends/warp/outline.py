@@ -108,11 +108,16 @@ def read_upper(product_hwc: UInt8Array, is_dress: bool) -> GarmentOutline:
             if len(edges) == 2
             else (left[int(armpit_y)], right[int(armpit_y)])
         )
-        # A sleeve before the body hides its edge.
-        left, right = np.minimum(left, outer[0]), np.maximum(right, outer[1])
+        if any(sleeve.hangs for sleeve in present):
+            # A sleeve before the body hides its edge.
+            left, right = np.minimum(left, outer[0]), np.maximum(right, outer[1])
     left = np.where(above, min(left[int(armpit_y)], outer[0]), left)
     right = np.where(above, max(right[int(armpit_y)], outer[1]), right)
     hem_y = _find_hem(left, right)
+    # The corners of a hem are round; the body of the garment goes on straight there.
+    corners = slice(int(0.9 * hem_y), None)
+    left[corners] = np.minimum.accumulate(left[corners])
+    right[corners] = np.maximum.accumulate(right[corners])
     radius = height // 40
     return GarmentOutline(
         smooth(left, radius),
@@ -184,7 +189,12 @@ def _mirrored(sleeve: Sleeve | None, width: int) -> Sleeve | None:
 
 def _read_half(half_hw: BoolArray) -> Sleeve | None:
     """The sleeve in the left half of a garment, its body to the right."""
-    notch = _find_notch(half_hw)
+    notch = _find_notch(half_hw, 1)
+    if notch is None:
+        # Between a cuff and a flared skirt the waist is deeper than the armpit: look above it.
+        waist = _find_waist(half_hw)
+        notch = _find_notch(half_hw[:waist], max(1, half_hw.shape[0] // 20))
+        half_hw = half_hw & (np.arange(half_hw.shape[0]) < waist)[:, None]
     if notch is None:
         return None
     armpit = inner = notch
@@ -194,8 +204,19 @@ def _read_half(half_hw: BoolArray) -> Sleeve | None:
     return _read_sleeve(half_hw, shoulder, armpit, [inner, notch])
 
 
-def _find_notch(half_hw: BoolArray) -> FloatArray | None:
-    """Deepest notch that opens downward between sleeve and body; None without a sleeve."""
+def _find_waist(half_hw: BoolArray) -> int:
+    """Row of the narrowest place between chest and hips."""
+    low, high = int(0.2 * half_hw.shape[0]), int(0.6 * half_hw.shape[0])
+    left, _ = extents(half_hw)
+    return max(3, low + int(left[low : high + 1].argmax()))
+
+
+def _find_notch(half_hw: BoolArray, cuff_px: int) -> FloatArray | None:
+    """Deepest notch that opens downward between sleeve and body; None without a sleeve.
+
+    Args:
+        cuff_px: rows within which the sleeve must end above the notch.
+    """
     contours, _ = cv2.findContours(
         half_hw.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
     )
@@ -211,8 +232,8 @@ def _find_notch(half_hw: BoolArray) -> FloatArray | None:
     for start, end, far, depth in [] if defects is None else defects[:, 0]:
         notch = contour[far, 0].astype(float)
         x, y = contour[far, 0]
-        outside = np.flatnonzero(half_hw[max(0, y - 1), : max(0, x - 2)])
-        has_sleeve = outside.size > 0.05 * width
+        outside = np.flatnonzero(half_hw[max(0, y - cuff_px), : max(0, x - 2)])
+        has_sleeve = outside.size > (0.05 if cuff_px == 1 else 0.15) * width
         below = half_hw[min(height - 1, y + height // 40), max(0, x - 2) : x + 1]
         lowest = max(contour[start, 0, 1], contour[end, 0, 1])
         is_open = not below.all() and lowest > y + 0.03 * height
@@ -257,7 +278,7 @@ def _read_sleeve(
     start = (shoulder + armpit) / 2.0
     distance = np.linalg.norm(points - start, axis=1)
     cuff = points[distance > np.percentile(distance, 90)].mean(axis=0)
-    if np.linalg.norm(cuff - start) < 0.4 * np.linalg.norm(shoulder - armpit):
+    if np.linalg.norm(cuff - start) < 0.3 * np.linalg.norm(shoulder - armpit):
         return None
     hangs = armpit is not inner
     axis, half_widths = _slice_sleeve(points, shoulder if hangs else start, cuff)

@@ -24,6 +24,8 @@ class Part:
     source: Grid
     target: Grid
     is_sleeve: bool = False
+    side: int = 0
+    """Of a sleeve: 0 for the image's left arm."""
 
 
 @dataclass(frozen=True, slots=True)

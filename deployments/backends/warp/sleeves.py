@@ -66,9 +66,12 @@ def fit_sleeve(
     """Lay the sleeve along the arm, from the armhole that the body of the garment ends in."""
     shoulder, elbow, wrist = body.arms[side]
     start = ends[0] if sleeve.hangs else 0.5 * (ends[0] + ends[1])
-    path = trace([0.5 * (start + shoulder), elbow, wrist], 0.15 * body.torso_px)
     steps = np.linalg.norm(np.diff(sleeve.axis, axis=0), axis=1)
     along = np.concatenate([[0.0], np.cumsum(steps)])
+    joints = [0.5 * (start + shoulder), elbow, wrist]
+    if not sleeve.hangs and along[-1] * scale < 0.6 * float(np.linalg.norm(elbow - joints[0])):
+        joints = _stand_off(joints, sleeve)
+    path = trace(joints, 0.15 * body.torso_px)
     t = along * _sleeve_length_scale(along[-1], path, scale, seen.region_hw)
     place, tangent = path.at(t)
     # Arms taper; a sleeve is never tighter than the arm in it.
@@ -83,7 +86,18 @@ def fit_sleeve(
         source = source + (_armhole(own, sleeve, source[0]) - source[0]) * fade
         target = target + (_armhole(ends, sleeve, source[0]) - target[0]) * fade
     only = _only_sleeve(product_hwc, sleeve, side)
-    return Part(only, _lengthen(source), _lengthen(target), is_sleeve=True)
+    return Part(only, _lengthen(source), _lengthen(target), is_sleeve=True, side=side)
+
+
+def _stand_off(joints: list[FloatArray], sleeve: Sleeve) -> list[FloatArray]:
+    """A cap over the shoulder turns only half the way that the arm does."""
+    root, elbow, wrist = joints
+    own = sleeve.axis[-1] - sleeve.axis[0]
+    arm = elbow - root
+    length = float(np.linalg.norm(arm))
+    way = arm / max(length, 1e-6) + own / max(float(np.linalg.norm(own)), 1e-6)
+    way = way / max(float(np.linalg.norm(way)), 1e-6)
+    return [root, root + length * way, wrist + length * way - arm]
 
 
 def _cover_arm(

@@ -24,35 +24,38 @@ def uncover(
     body: Body,
     expert: Expert,
     garment_alpha: FloatArray,
-    sleeves_hw: BoolArray,
+    covered_hw: BoolArray,
 ) -> tuple[UInt8Array, FloatArray]:
     """The crop without what still shows of the old garment.
+
+    Args:
+        covered_hw: under and beside new sleeves, where there is no bare arm.
 
     Returns:
         The new (H, W, 3) crop and (H, W) where it was changed, in [0, 1].
     """
     unit = body.unit_px
-    shown = wearer.cloth_hw & (garment_alpha < 0.98)
+    worn = wearer.cloth_hw | wearer.under_hw
+    shown = worn & (garment_alpha < 0.98)
     if expert == "top":
         # Below a shorter hem an undershirt looks better than a bare belly.
         size = (shown.shape[0], shown.shape[1])
         shown &= ~(torso_mask(body, size, 0.0) & (torso_depth(body, size) > 0.6))
     if expert == "dress":
-        shown &= ~_continued_below(wearer.cloth_hw, garment_alpha, request.region_hw, body)
+        shown &= ~_continued_below(worn, garment_alpha, request.region_hw, body)
     if expert == "bottom":
         shown &= ~_cut_by_region(shown, request.region_hw, body)
     fringe = max(2, round(0.025 * unit))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * fringe + 1, 2 * fringe + 1))
     shown = cv2.dilate(shown.astype(np.uint8), kernel) > 0
-    shown &= ~(wearer.skin_hw & ~near(wearer.cloth_hw, max(2, round(0.03 * unit))))
+    shown &= ~(wearer.skin_hw & ~near(worn, max(2, round(0.03 * unit))))
     shown &= request.region_hw > 0
     if not shown.any():
         return request.crop_hwc, np.zeros(shown.shape, np.float32)
-    # Beside a new sleeve there is no bare arm.
-    flesh = _bare_parts(wearer, body, garment_alpha) & ~near(sleeves_hw, round(0.14 * unit))
+    flesh = _bare_parts(wearer, body, garment_alpha) & ~covered_hw
     flesh = blur(flesh.astype(np.float32), 0.03 * unit) > 0.5
     skin = paint_skin(wearer.lab_hwc, wearer.complexion, wearer.skin_hw, flesh, unit)
-    backdrop = fill_backdrop(request.crop_hwc, wearer.person_hw | wearer.cloth_hw, shown)
+    backdrop = fill_backdrop(request.crop_hwc, wearer.person_hw | worn, shown)
     body_soft = blur(flesh.astype(np.float32), 1.2)[..., None]
     filled = body_soft * skin + (1 - body_soft) * backdrop
     change = blur(shown.astype(np.float32), max(1.2, 0.012 * unit))

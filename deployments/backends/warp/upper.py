@@ -15,6 +15,9 @@ _EASE = {"top": 1.10, "dress": 1.02}
 """Chest of the garment over chest of the body; published try-ons of this family's samples, measured
 on the picture, lie between 0.99 and 1.10."""
 
+_KNEE_RATIO = 1.5
+"""Waist to knee over shoulder to waist, of the figures that dresses are cut for."""
+
 
 def fit_upper(
     product_hwc: UInt8Array,
@@ -31,12 +34,15 @@ def fit_upper(
     rows = np.linspace(-2.0, outline.hem_y + 2.0, 28)
     stretch = _stretch_to_waist(outline, body, length_scale) if is_dress else length_scale
     start = -_shoulder_rise(body, seen.person_hw)
-    t = _lengths(rows - outline.shoulder_y, start, body, stretch, length_scale)
+    below = stretch * _leg_share(body, start) if is_dress else length_scale
+    t = _lengths(rows - outline.shoulder_y, start, body, stretch, below)
     place, across = frames(path, t, body)
     stretch_limit = 1.3 if is_dress else 1.14
     halves = _half_widths(
         rows, outline, body, width_scale, (place, across, t), silhouette_hw, stretch_limit
     )
+    if is_dress:
+        halves = _flare_within(halves, (place, across, t), body, seen)
     source = source_rows(rows, outline)
     target = place[:, None] + spread(halves)[..., None] * across[:, None]
     torso = Part(without_sleeves(product_hwc, outline), source, target)
@@ -103,8 +109,43 @@ def _lengths(rows: FloatArray, start: float, body: Body, upper: float, lower: fl
     """Length along the torso's axis of rows that count from the shoulder tips."""
     waist_t = 0.66 * body.torso_px
     t = start + rows * upper
-    both = (upper + lower) / 2
-    return np.where(t > waist_t, waist_t + (t - waist_t) / upper * both, t)
+    return np.where(t > waist_t, waist_t + (t - waist_t) / upper * lower, t)
+
+
+def _leg_share(body: Body, start: float) -> float:
+    """How much longer the thighs are on this body than on the one that dresses are cut for."""
+    knee = float(np.mean([leg[1] for leg in body.legs], axis=0)[1])
+    hips = float(np.mean(body.hips, axis=0)[1])
+    to_knee = 0.34 * body.torso_px + max(knee - hips, 0.0)
+    ratio = to_knee / max(0.66 * body.torso_px - start, 1.0)
+    return float(np.clip(ratio / _KNEE_RATIO, 0.85, 1.3))
+
+
+def _flare_within(
+    halves: FloatArray,
+    frames: tuple[FloatArray, FloatArray, FloatArray],
+    body: Body,
+    seen: Seen,
+) -> FloatArray:
+    """Fold a flared skirt closer where the region would cut its sides off straight."""
+    place, across, t = frames
+    below = t > 0.66 * body.torso_px
+    if below.sum() < 3:
+        return halves
+    kept = halves.copy()
+    for side, sign in ((0, -1.0), (1, 1.0)):
+        waist = float(halves[below, side].min())
+        reach = ray_half_widths(seen.region_hw, place, sign * across, 1.5 * halves[:, side])
+        room = np.where(reach > 1.05 * waist, reach, np.inf) - waist
+        # No skirt gets narrower again below hands, where the region is wide.
+        room = np.maximum(np.minimum.accumulate(room[::-1])[::-1], 1e-3)
+        flare = np.maximum(halves[:, side] - waist, 0.0)
+        # Bends towards the region's border and runs along it, instead of ending at it.
+        folded = waist + flare / (1.0 + (flare / room) ** 4) ** 0.25
+        hidden = ray_half_widths(seen.garment_hw, place, sign * across, halves[:, side])
+        kept[below, side] = np.maximum(folded, np.minimum(hidden, halves[:, side]))[below]
+        kept[:, side] = np.where(below, smooth(kept[:, side], 1), kept[:, side])
+    return kept
 
 
 def _recentre(

@@ -33,6 +33,8 @@ class Wearer:
     skin_hw: BoolArray
     cloth_hw: BoolArray
     """The garment to be replaced."""
+    under_hw: BoolArray
+    """What a dress hides besides it: the trousers or the skirt."""
     body_hw: BoolArray
     """Where a body without loose clothes would be."""
     arms_hw: BoolArray
@@ -68,9 +70,23 @@ def read_wearer(request: ExpertRequest, body: Body, expert: Expert) -> tuple[Wea
     cloth = _tidy(cloth, _size(body, 0.012)) | _specks_on_torso(cloth, body)
     cloth = _connected(cloth, garment_core(body, person.shape, expert))
     skin = _tidy(person & (to_skin < 15.0) & ~cloth, _size(body, 0.008))
+    under = np.zeros_like(cloth)
+    if expert == "dress":
+        under = _find_trousers(lab, complexion, body, grown & ~cloth & ~skin)
     arms = _bare_arms(body, skin)
     body_hw = _bare_body(body, person.shape) | arms
-    return Wearer(lab, person, skin, cloth, body_hw, arms, complexion), body
+    return Wearer(lab, person, skin, cloth, under, body_hw, arms, complexion), body
+
+
+def _find_trousers(
+    lab_hwc: FloatArray, complexion: Complexion, body: Body, free_hw: BoolArray
+) -> BoolArray:
+    """What else is worn below the hips, in its own colours."""
+    colours, _ = main_colours(lab_hwc, complexion, body, free_hw, "bottom", 0.85)
+    worn = free_hw & (colour_distance(lab_hwc, colours) < 24.0)
+    worn &= torso_depth(body, (free_hw.shape[0], free_hw.shape[1])) > 0.7
+    worn = _tidy(worn, _size(body, 0.012))
+    return _connected(worn, garment_core(body, free_hw.shape, "bottom"))
 
 
 def garment_core(body: Body, shape: tuple[int, ...], expert: Expert) -> BoolArray:
