@@ -15,6 +15,11 @@ CLEAR_LEAN = 0.08
 MAX_TILT = np.radians(24.0)
 """Steeper than this a standing foot points at the camera and is only foreshortened."""
 
+LOW_SHARE = 0.6
+"""Of a foot's box, what is foot and not leg."""
+CLEAR_SLOPE, MAX_SLOPE = 0.16, 0.12
+"""Of the outline below a foot: from where on it tells toe from heel; what is drawn of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Foot:
@@ -61,8 +66,11 @@ def find_feet(request: ExpertRequest, standing: BoolArray) -> list[Foot]:
             its shape; where it shows nothing either, the shape of the region is taken.
     """
     region = request.region_hw > 0
+    standing = standing & region
     feet = [foot for side in ("left", "right") if (foot := _from_landmarks(request, side))]
-    if 0.12 * region.sum() < standing.sum() < 0.85 * region.sum():
+    if request.silhouette_hw is not None and feet:
+        feet = _fitted(feet, standing)
+    elif 0.12 * region.sum() < standing.sum() < 0.85 * region.sum():
         if not feet or not all(_lies_on(foot, standing) for foot in feet):
             feet = _from_shape(standing, True, feet)
     elif not feet:
@@ -104,6 +112,57 @@ def _from_landmarks(request: ExpertRequest, side: str) -> Foot | None:
     near = np.zeros(request.region_hw.shape, np.uint8)
     cv2.circle(near, (round(x), round(y)), max(round(0.5 * length_px), 2), 255, -1)
     return Foot(heel, toe, ankle, leg_up, True) if (request.region_hw[near > 0] > 0).any() else None
+
+
+def _fitted(feet: list[Foot], standing: BoolArray) -> list[Foot]:
+    """Feet as long and as low as what stands there; as the landmarks say where that is absurd."""
+    found = []
+    for k, foot in enumerate(feet):
+        part = standing
+        if len(feet) == 2:
+            part = standing & _nearer(standing.shape, [foot, feet[1 - k]])
+        found.append(_fitted_one(foot, part))
+    return feet if _are_mixed_up(found) else found
+
+
+def _are_mixed_up(feet: list[Foot]) -> bool:
+    """Whether two feet touch: then they were read off one shape, which may be anything."""
+    if len(feet) < 2:
+        return False
+    (a0, a1), (b0, b1) = (sorted((foot.heel[0], foot.toe[0])) for foot in feet)
+    return bool(min(a1, b1) - max(a0, b0) > -0.06 * min(a1 - a0, b1 - b0))
+
+
+def _fitted_one(foot: Foot, part: BoolArray) -> Foot:
+    """The foot is the lower part of what stands there; landmarks say where its toe is."""
+    ys, _ = np.nonzero(part)
+    if len(ys) < 32:
+        return foot
+    top, bottom = int(ys.min()), float(np.percentile(ys, 99.5))
+    low = part.copy()
+    low[: round(bottom - LOW_SHARE * (bottom - top))] = False
+    columns = np.flatnonzero(low.sum(0) > 2)
+    if len(columns) < 8:
+        return foot
+    x0, x1 = float(columns[0]), float(columns[-1])
+    if not 0.4 * foot.length_px < x1 - x0 < 1.7 * foot.length_px:
+        return foot
+    low_px = part.shape[0] - 1 - np.argmax(part[::-1], axis=0)
+    near, far = len(columns) // 8, max(len(columns) // 3, 1)
+    left, right = (
+        float(np.percentile(low_px[c], 80)) for c in (columns[near:far], columns[-far:-near])
+    )
+    is_left = foot.toe[0] < foot.heel[0]
+    slope = (left - right) / (0.6 * (x1 - x0))
+    # Who faces the camera has the toes nearer to it, and so lower.
+    if abs(slope) > CLEAR_SLOPE:
+        is_left = slope > 0
+    most = MAX_SLOPE * (x1 - x0)
+    ends = [np.array([x1, max(right, left - most)]), np.array([x0, max(left, right - most)])]
+    heel, toe = ends if is_left else ends[::-1]
+    ankle_y = min(heel[1], toe[1]) - 0.5 * (x1 - x0)
+    ankle = np.array([heel[0] + 0.35 * (toe[0] - heel[0]), ankle_y])
+    return replace(foot, heel=heel, toe=toe, ankle=ankle)
 
 
 def _from_shape(shape: BoolArray, is_exact: bool, guesses: list[Foot]) -> list[Foot]:

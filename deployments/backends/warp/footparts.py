@@ -8,6 +8,7 @@ from deployments.backends.warp.feet import Foot
 from serve.messages import UInt8Array
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 Labels = NDArray[np.int32]
 
 SHOE, LEG, GROUND = 1, 2, 3
@@ -16,13 +17,27 @@ WORK_PX = 72
 REACH = 1.0
 """How far around the middle of the foot is looked, in its lengths."""
 
+LOWEST_HEM = 0.38
+"""Foot lengths above the sole; what looks like leg below that is part of a shoe."""
+MIN_CONTRAST = 18.0
+"""Lab units between leg and shoe below which no edge between them can be trusted."""
 
-def label_parts(crop_hwc: UInt8Array, foot: Foot) -> Labels:
-    """(H, W): SHOE, LEG or GROUND; GROUND everywhere far from the foot."""
+
+def label_parts(
+    crop_hwc: UInt8Array, foot: Foot, body_hw: BoolArray | None = None, leg_y: float = 0.0
+) -> Labels:
+    """(H, W): SHOE, LEG or GROUND; GROUND everywhere far from the foot.
+
+    Args:
+        body_hw: (H, W) what is foot or leg; where None it is told from the ground by colour.
+        leg_y: with a body: the row above which it is leg in any case.
+    """
     height, width = crop_hwc.shape[:2]
     labels = np.full((height, width), GROUND, np.int32)
     middle, reach_px = (foot.heel + foot.toe + foot.ankle) / 3, REACH * foot.length_px
     x0, y0 = (int(v) for v in np.clip(np.floor(middle - reach_px), 0, (width - 1, height - 1)))
+    if body_hw is not None:
+        y0 = max(min(y0, int(leg_y - 0.2 * foot.length_px)), 0)
     x1, y1 = (int(v) for v in np.clip(np.ceil(middle + reach_px), 1, (width, height)))
     if x1 - x0 < 8 or y1 - y0 < 8:
         return labels
@@ -31,7 +46,12 @@ def label_parts(crop_hwc: UInt8Array, foot: Foot) -> Labels:
     size = (max(round((x1 - x0) * scale), 8), max(round((y1 - y0) * scale), 8))
     small = np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_AREA), np.uint8)
     near = foot.transformed(scale, np.array([-x0, -y0]) * scale)
-    found = _divide(small, near, _is_body(small, near))
+    if body_hw is None:
+        found = _divide(small, near, _is_body(small, near), _seeds(small.shape, near))
+    else:
+        part_hw = body_hw[y0:y1, x0:x1].astype(np.uint8) * 255
+        body = np.asarray(cv2.resize(part_hw, size, interpolation=cv2.INTER_AREA) > 127, np.uint8)
+        found = _divide_body(small, near, body, round((leg_y - y0) * scale))
     labels[y0:y1, x0:x1] = _enlarged(found, (x1 - x0, y1 - y0))
     return labels
 
@@ -58,10 +78,41 @@ def _is_body(small: UInt8Array, foot: Foot) -> UInt8Array:
     return np.asarray(cv2.morphologyEx(body, cv2.MORPH_OPEN, _disc(1)), np.uint8)
 
 
-def _divide(small: UInt8Array, foot: Foot, body: UInt8Array) -> Labels:
+def _divide_body(small: UInt8Array, foot: Foot, body: UInt8Array, leg_row: int) -> Labels:
+    """Leg reaches down from its row as far as it differs from the shoe; else all is shoe."""
+    low = _seeds(small.shape, foot) * body
+    seeds = np.where(low == SHOE, SHOE, 0).astype(np.uint8)
+    leg = np.zeros_like(seeds)
+    leg[max(leg_row - 5, 0) : max(leg_row, 1)] = 1
+    leg = np.where((cv2.erode(body, _disc(1)) > 0) & (seeds == 0), leg, 0).astype(np.uint8)
+    y, x = np.mgrid[: body.shape[0], : body.shape[1]]
+    above_px = (x - foot.heel[0]) * foot.up[0] + (y - foot.heel[1]) * foot.up[1]
+    is_low = (above_px < 0.75 * foot.length_px) & (y >= leg_row)
+    everything = np.where((body > 0) & is_low, SHOE, GROUND).astype(np.int32)
+    if min(leg.sum(), (seeds == SHOE).sum()) < 12:
+        return everything
+    lab = cv2.cvtColor(small.astype(np.float32) / 255.0, cv2.COLOR_RGB2LAB)
+    colours = [np.median(lab[at > 0], axis=0) for at in (leg, seeds == SHOE)]
+    if np.linalg.norm(colours[0] - colours[1]) < MIN_CONTRAST:
+        return everything
+    seeds[leg > 0] = LEG
+    divided = _divide(small, foot, body, seeds)
+    is_leg = (divided == LEG) & (above_px > LOWEST_HEM * foot.length_px)
+    shoe = ((body > 0) & ~is_leg).astype(np.uint8)
+    # The rim of a trouser leg is no shoe.
+    thick = np.asarray(cv2.morphologyEx(shoe, cv2.MORPH_OPEN, _disc(3)), np.uint8)
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(thick)
+    if len(stats) > 1:
+        thick = (parts == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())).astype(np.uint8)
+    thin = (
+        (shoe > 0) & (cv2.dilate(thick, _disc(2)) == 0) & (above_px > LOWEST_HEM * foot.length_px)
+    )
+    return np.where(body > 0, np.where(is_leg | thin, LEG, SHOE), GROUND).astype(np.int32)
+
+
+def _divide(small: UInt8Array, foot: Foot, body: UInt8Array, seeds: UInt8Array) -> Labels:
     """Shoe and leg meet along the picture's own edges between their seeds."""
     markers = np.where(body > 0, 0, GROUND).astype(np.int32)
-    seeds = _seeds(small.shape, foot)
     markers[seeds > 0] = seeds[seeds > 0]
     cv2.watershed(np.ascontiguousarray(cv2.GaussianBlur(small, (0, 0), 0.8)), markers)
     return _with_hem(small, markers, foot)

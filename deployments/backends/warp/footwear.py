@@ -27,6 +27,20 @@ class Shoe:
     def length_px(self) -> float:
         return float(np.linalg.norm(self.toe - self.heel))
 
+    @property
+    def up(self) -> FloatArray:
+        """Unit vector from the sole; the toe is left, so up is right of the way to it."""
+        along = (self.toe - self.heel) / max(self.length_px, 1.0)
+        return np.array([-along[1], along[0]])
+
+    @property
+    def height_px(self) -> float:
+        """From the line of the sole to the collar."""
+        ys, xs = np.nonzero(self.image_hwc[..., 3] > 127)
+        if len(xs) < 2:
+            return 1.0
+        return float(np.percentile((np.stack([xs, ys], -1) - self.heel) @ self.up, 97.0))
+
 
 def read_shoe(rgba_hwc: UInt8Array) -> Shoe:
     """The whole shoe in the product picture: the only one, the larger, or the one in front."""

@@ -11,14 +11,19 @@ BoolArray = NDArray[np.bool_]
 WORK_PX = 144
 """Longer side of the region when it is divided: enough for an outline, and quick."""
 
+OUTLINE_PX = 200
+"""Longer side of the picture when a silhouette is redrawn in it."""
 GROUND_COLOURS, MIN_SHARE = 5, 0.1
 STRANGE = 3.2
 """Spreads from the nearest colour of the ground beyond which a pixel stands on it."""
 
 
 def find_standing(request: ExpertRequest) -> BoolArray:
-    """(H, W): the feet and legs inside the region, by colour against the ground around it."""
+    """(H, W): the feet and legs: the silhouette drawn along the picture's edges, or, without one,
+    what inside the region is not coloured as the ground around it."""
     region = (request.region_hw > 0).astype(np.uint8)
+    if request.silhouette_hw is not None and (request.silhouette_hw[region > 0] > 127).any():
+        return _redrawn(request.crop_hwc, request.silhouette_hw > 127, region > 0)
     x, y, width, height = cv2.boundingRect(region)
     margin = round(0.35 * max(width, height)) + 4
     rows = slice(max(y - margin // 2, 0), y + height + margin)
@@ -35,6 +40,35 @@ def find_standing(request: ExpertRequest) -> BoolArray:
     large = cv2.resize(body.astype(np.float32), part.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     found[rows, columns] = large > 0.5
     return found & (region > 0)
+
+
+def _redrawn(crop_hwc: UInt8Array, silhouette: BoolArray, region: BoolArray) -> BoolArray:
+    """The silhouette without shadows and corners, with what it lacks: colours decide."""
+    scale = min(OUTLINE_PX / max(region.shape), 1.0)
+    size = [max(round(side * scale), 8) for side in region.shape[::-1]]
+    small = np.asarray(cv2.resize(crop_hwc, size, interpolation=cv2.INTER_AREA), np.uint8)
+    seen, inside = (
+        (cv2.resize(hw * np.float32(1), size, interpolation=cv2.INTER_AREA) > 0.5).astype(np.uint8)
+        for hw in (silhouette, region)
+    )
+    mask = np.full(seen.shape, cv2.GC_BGD, np.uint8)
+    mask[cv2.dilate(seen, _disc(5)) > 0] = cv2.GC_PR_BGD
+    mask[seen > 0] = cv2.GC_PR_FGD
+    mask[cv2.erode(seen, _disc(9)) > 0] = cv2.GC_FGD
+    mask[(inside > 0) & (cv2.dilate(seen, _disc(12)) > 0) & (seen == 0)] = cv2.GC_PR_BGD
+    if (mask == cv2.GC_BGD).sum() < 16:
+        return silhouette
+    cv2.setRNGSeed(0)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(small, mask, (0, 0, 1, 1), *models, 2, cv2.GC_INIT_WITH_MASK)
+    body = ((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)).astype(np.float32)
+    large = cv2.resize(body, region.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(large > 0.5, np.bool_)
+
+
+def _disc(radius_px: int) -> UInt8Array:
+    size = 2 * radius_px + 1
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)), np.uint8)
 
 
 def _divide(crop: UInt8Array, inside: BoolArray) -> UInt8Array:

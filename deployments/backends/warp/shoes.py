@@ -20,8 +20,9 @@ FloatArray = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 
-COVER, MAX_COVER = 1.06, 1.35
-"""New shoe over old: a little longer, so that it hides it; at most, where the old one is high."""
+COVER, MAX_STRETCH = 1.06, 1.5
+"""New shoe over old: a little longer, so that it hides it; higher at most by this, where the old
+one is high because it points at the camera."""
 SINK = 0.02
 """How far the new sole goes below the old, in foot lengths."""
 SHADOW = 0.5
@@ -60,7 +61,7 @@ def wear_shoes(request: ExpertRequest, rng: np.random.Generator) -> tuple[UInt8A
 
 def _wear(request: ExpertRequest, shoe: Shoe, gain: Float32Array) -> tuple[UInt8Array, UInt8Array]:
     standing = find_standing(request)
-    placed = [_place(request, shoe, foot) for foot in find_feet(request, standing)]
+    placed = [_place(request, shoe, foot, standing) for foot in find_feet(request, standing)]
     allowed = soften_inside(request.region_hw)[..., None]
     crop = request.crop_hwc.astype(np.float32)
     out = _without_old(request, placed, standing)
@@ -74,12 +75,13 @@ def _wear(request: ExpertRequest, shoe: Shoe, gain: Float32Array) -> tuple[UInt8
     return image, np.where((image != request.crop_hwc).any(-1), 255, 0).astype(np.uint8)
 
 
-def _place(request: ExpertRequest, shoe: Shoe, foot: Foot) -> _Placed:
-    labels = label_parts(request.crop_hwc, foot)
+def _place(request: ExpertRequest, shoe: Shoe, foot: Foot, standing: BoolArray) -> _Placed:
+    labels = _label(request, foot, standing)
     old = cv2.morphologyEx(
         (labels == SHOE).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)
     )
-    foot = fit_to_shoe(foot, old > 0)
+    if request.silhouette_hw is None:
+        foot = fit_to_shoe(foot, old > 0)
     matrix, scale = _similarity(shoe, foot, _height(foot, old > 0))
     flat: Float32Array = shoe.image_hwc.astype(np.float32)
     flat[..., :3] *= flat[..., 3:] / 255.0
@@ -94,6 +96,15 @@ def _place(request: ExpertRequest, shoe: Shoe, foot: Foot) -> _Placed:
     return _Placed(foot, rgb, cover, old > 0, np.asarray(leg, np.float32))
 
 
+def _label(request: ExpertRequest, foot: Foot, standing: BoolArray) -> NDArray[np.int32]:
+    """(H, W) parts; what stands there is trusted where a silhouette showed it."""
+    if request.silhouette_hw is None:
+        return label_parts(request.crop_hwc, foot)
+    x0, x1 = sorted((int(foot.heel[0]), int(foot.toe[0])))
+    rows = np.flatnonzero((request.region_hw[:, max(x0, 0) : x1 + 1] > 0).any(1))
+    return label_parts(request.crop_hwc, foot, standing, float(rows[0]) if len(rows) else 0.0)
+
+
 def _height(foot: Foot, old: BoolArray) -> float:
     """How high above the sole the old shoe reaches, in pixels; 0 where it was not found."""
     ys, xs = np.nonzero(old)
@@ -104,12 +115,12 @@ def _height(foot: Foot, old: BoolArray) -> float:
 
 def _similarity(shoe: Shoe, foot: Foot, height_px: float) -> tuple[FloatArray, float]:
     """Product pixels to crop pixels: heel on heel, toe on toe, mirrored if the foot points so."""
-    scale = foot.length_px / max(shoe.length_px, 1.0)
-    wanted = 0.92 * height_px / max(scale * shoe.image_hwc.shape[0], 1.0)
-    scale *= float(np.clip(wanted, COVER, MAX_COVER))
+    scale = COVER * foot.length_px / max(shoe.length_px, 1.0)
+    wanted = height_px / max(scale * shoe.height_px, 1.0)
+    stretch = float(np.clip(wanted, 1.0, MAX_STRETCH))
     along = (shoe.toe - shoe.heel) / max(shoe.length_px, 1.0)
-    up = np.array([-along[1], along[0]])  # The toe is left: up is right of the way to it.
-    turn = np.outer(foot.along, along) + np.outer(foot.up, up)
+    up = shoe.up
+    turn = np.outer(foot.along, along) + stretch * np.outer(foot.up, up)
     linear = scale * turn
     middle = (foot.heel + foot.toe) / 2 - SINK * foot.length_px * foot.up
     offset = middle - linear @ ((shoe.heel + shoe.toe) / 2)
@@ -129,15 +140,18 @@ def _without_old(
         grown = np.asarray(cv2.dilate(one.old.astype(np.uint8), kernel), np.uint8)
         # The rim of the sole is often taken for ground.
         draw_line(grown, one.foot.heel, one.foot.toe, 0.16 * length_px, 1)
-        # Between collar and hem the old shoe passes for a sock; ground would look like a gap.
-        sock = np.zeros_like(hole)
-        low = one.foot.ankle - one.foot.up * 0.3 * length_px
-        draw_line(sock, low, one.foot.ankle, 0.45 * length_px, 1)
-        # Higher up is leg, whatever its colour.
-        hem_y = max(round(float(one.foot.ankle[1]) - 0.12 * length_px), 0)
-        grown[:hem_y] = 0
-        hole |= grown & (1 - sock)
-        body |= grown | sock | cv2.dilate((one.leg > 0.1).astype(np.uint8), kernel).astype(np.uint8)
+        if request.silhouette_hw is None:
+            # Between collar and hem the old shoe passes for a sock; ground would look like a gap.
+            low = one.foot.ankle - one.foot.up * 0.3 * length_px
+            sock = np.zeros_like(hole)
+            draw_line(sock, low, one.foot.ankle, 0.45 * length_px, 1)
+            # Higher up is leg, whatever its colour.
+            hem_y = max(round(float(one.foot.ankle[1]) - 0.12 * length_px), 0)
+            grown[:hem_y] = 0
+            grown[sock > 0] = 0
+            body |= sock
+        hole |= grown
+        body |= grown | cv2.dilate((one.leg > 0.1).astype(np.uint8), kernel).astype(np.uint8)
     if request.silhouette_hw is not None:
         body |= (request.silhouette_hw > 127).astype(np.uint8)
     highest = min((one.foot.ankle[1] - 0.1 * one.foot.length_px for one in placed), default=0.0)
@@ -149,7 +163,30 @@ def _without_old(
         return crop
     soft = cv2.GaussianBlur(hole.astype(np.float32), (0, 0), 1.0) * (hole > 0)
     ground = fill_from(request.crop_hwc, body == 0)
-    return np.asarray(crop + soft[..., None] * (ground - crop), np.float32)
+    out = np.asarray(crop + soft[..., None] * (ground - crop), np.float32)
+    return out if request.silhouette_hw is None else _with_longer_legs(out, crop, placed)
+
+
+def _with_longer_legs(out: Float32Array, crop: Float32Array, placed: list[_Placed]) -> Float32Array:
+    """Legs drawn on down to the new shoe, where the old one reached higher."""
+    for one in placed:
+        leg = one.leg > 0.5
+        if leg.sum() < 64:
+            continue
+        hem_y = int(np.percentile(np.nonzero(leg)[0], 99))
+        size = max(round(0.08 * one.foot.length_px), 1)
+        columns = np.flatnonzero(leg[max(hem_y - size, 0) : hem_y].any(0))
+        if not len(columns):
+            continue
+        end_y = int(max(one.foot.heel[1], one.foot.toe[1]) - 0.35 * one.foot.length_px)
+        x0, x1 = int(columns[0]), int(columns[-1]) + 1
+        part = slice(max(hem_y - 2 * size, 0), max(end_y, hem_y) + 4), slice(max(x0 - 4, 0), x1 + 4)
+        more = np.zeros(leg.shape, np.float32)
+        more[part[0].start : end_y, x0:x1] = 1.0
+        soft = cv2.GaussianBlur(more[part] * one.old[part], (0, 0), 0.8)[..., None]
+        colours = fill_from(crop[part].astype(np.uint8), leg[part])
+        out[part] += soft * (colours - out[part])
+    return out
 
 
 def _contact_shadow(one: _Placed) -> Float32Array:
