@@ -98,7 +98,7 @@ def _see(request: ExpertRequest, wearer: Wearer, body: Body, expert: Expert) -> 
         worn = wearer.cloth_hw | wearer.under_hw
         closed = cv2.morphologyEx(worn.astype(np.uint8), cv2.MORPH_CLOSE, kernel)
         garment = np.asarray(closed, np.uint8)
-    return Seen(person * 255, garment * 255, request.region_hw)
+    return Seen(person * 255, garment * 255, request.region_hw, wearer.hem_depth)
 
 
 def place_garment(
@@ -125,6 +125,30 @@ def draw_parts(parts: list[Part], size_hw: tuple[int, ...]) -> FloatArray:
     return drawn
 
 
+def close_seams(layer_hwc: FloatArray, sleeves: list[Part], unit_px: float) -> FloatArray:
+    """Fill the notch that a turned sleeve leaves beside the shoulder."""
+    zone = np.zeros(layer_hwc.shape[:2], np.uint8)
+    for sleeve in sleeves:
+        ends = sleeve.target[1, [1, -2]]
+        upper = ends[ends[:, 1].argmin()]
+        cv2.circle(zone, (int(upper[0]), int(upper[1])), round(0.3 * unit_px), 1, -1)
+    solid = (layer_hwc[..., 3] > 200).astype(np.uint8)
+    size = 2 * round(0.12 * unit_px) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+    closed = cv2.morphologyEx(solid, cv2.MORPH_CLOSE, kernel)
+    gap = (closed > 0) & (zone > 0) & (solid == 0)
+    if not gap.any() or not solid.any():
+        return layer_hwc
+    _, labels = cv2.distanceTransformWithLabels(
+        1 - solid, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    lookup = np.zeros((int(labels.max()) + 1, 4), np.float32)
+    lookup[labels[solid > 0]] = layer_hwc[solid > 0]
+    filled = np.where(gap[..., None], lookup[labels], layer_hwc)
+    soft = cv2.GaussianBlur(filled, (0, 0), max(0.8, 0.008 * unit_px))
+    return np.asarray(np.where(gap[..., None], soft, filled), np.float32)
+
+
 def _draw_in_order(
     parts: list[Part], hole: Part | None, wearer: Wearer, body: Body, expert: Expert
 ) -> FloatArray:
@@ -141,6 +165,7 @@ def _draw_in_order(
     arms = _front_skin(wearer, zone, body)
     layer *= (1.0 - np.maximum(hands, arms))[..., None]
     layer = over(draw_parts(front, size) * (1.0 - hands)[..., None], layer)
+    layer = close_seams(layer, front, body.unit_px)
     if hole is not None:
         # Beside the neck the inside of the collar's back stays in sight.
         opening = (

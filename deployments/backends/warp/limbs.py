@@ -129,12 +129,20 @@ def refine_hips(body: Body, cloth_hw: BoolArray) -> Body:
     """Move hips and knees sideways to the middle of the garment where it passes the hips."""
     middle = np.mean(body.hips, axis=0)
     shifts = []
+    gap_px, margin = 2 * round(0.15 * body.unit_px) + 1, 0.25 * body.unit_px
+    # Straps, tubes and prints split a garment that goes on beside them.
+    joined = cv2.morphologyEx(
+        cloth_hw.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((1, gap_px), np.uint8)
+    )
     for share in (-0.25, -0.15, -0.05, 0.05):
         row = round(float(middle[1] + share * body.torso_px))
         if not 0 <= row < cloth_hw.shape[0]:
             continue
-        padded = np.concatenate([[0], cloth_hw[row].astype(np.int8), [0]])
+        padded = np.concatenate([[0], joined[row].astype(np.int8), [0]])
         starts, ends = np.flatnonzero(np.diff(padded) == 1), np.flatnonzero(np.diff(padded) == -1)
+        if ((starts < middle[0] - margin) & (ends > middle[0] + margin)).any():
+            shifts.append(0.0)  # amid the cloth: an arm beside the body must not pull
+            continue
         widths = ends - starts
         fits = (widths > 0.45 * body.unit_px) & (widths < 1.7 * body.unit_px)
         if fits.any():

@@ -113,7 +113,7 @@ def read_upper(product_hwc: UInt8Array, is_dress: bool) -> GarmentOutline:
             left, right = np.minimum(left, outer[0]), np.maximum(right, outer[1])
     left = np.where(above, min(left[int(armpit_y)], outer[0]), left)
     right = np.where(above, max(right[int(armpit_y)], outer[1]), right)
-    hem_y = _find_hem(left, right)
+    hem_y = _find_hem(body)
     # The corners of a hem are round; the body of the garment goes on straight there.
     corners = slice(int(0.9 * hem_y), None)
     left[corners] = np.minimum.accumulate(left[corners])
@@ -321,9 +321,9 @@ def _sleeveless_armpit(left: FloatArray, right: FloatArray, height: int, is_dres
     return float(low + np.argmax(chest >= 0.97 * chest.max()))
 
 
-def _find_hem(left: FloatArray, right: FloatArray) -> float:
-    widths = right - left
-    return float(np.flatnonzero(widths > 0.3 * np.median(widths))[-1])
+def _find_hem(body_hw: BoolArray) -> float:
+    widths = body_hw.sum(axis=1)
+    return float(np.flatnonzero(widths > 0.3 * np.median(widths[widths > 0]))[-1])
 
 
 def _sleeveless_shoulder(mask_hw: BoolArray, armpit_y: float) -> float:

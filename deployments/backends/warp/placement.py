@@ -36,6 +36,8 @@ class Seen:
     garment_hw: UInt8Array
     """The old garment where it is known, else the person."""
     region_hw: UInt8Array
+    hem_depth: float | None = None
+    """Where the old top ends, in torso lengths below the shoulders."""
 
 
 def frames(path: Path, t: FloatArray, body: Body) -> tuple[FloatArray, FloatArray]:

@@ -15,6 +15,8 @@ _EASE = {"top": 1.10, "dress": 1.02}
 """Chest of the garment over chest of the body; published try-ons of this family's samples, measured
 on the picture, lie between 0.99 and 1.10."""
 
+_MOST_LONGER = 1.4
+"""How much longer than it was cut a top may get; beyond, the old hem shows as an undershirt's."""
 _KNEE_RATIO = 1.5
 """Waist to knee over shoulder to waist, of the figures that dresses are cut for."""
 
@@ -34,6 +36,10 @@ def fit_upper(
     rows = np.linspace(-2.0, outline.hem_y + 2.0, 28)
     stretch = _stretch_to_waist(outline, body, length_scale) if is_dress else length_scale
     start = -_shoulder_rise(body, seen.person_hw)
+    if not is_dress:
+        stretch = length_scale = _reach_old_hem(
+            length_scale, outline, body.torso_px * _old_length(path, body, seen) - start
+        )
     below = stretch * _leg_share(body, start) if is_dress else length_scale
     t = _lengths(rows - outline.shoulder_y, start, body, stretch, below)
     place, across = frames(path, t, body)
@@ -83,6 +89,28 @@ def _upper_scales(
         low, high = 0.72 * body.torso_px, 1.3 * body.torso_px
         long *= float(np.clip(np.clip(length, low, high) / length, 0.8, 1.25))
     return scale, long
+
+
+def _reach_old_hem(scale: float, outline: GarmentOutline, wanted_px: float) -> float:
+    """Length scale with which a top that is a little too short hides the old one's hem."""
+    ratio = wanted_px / max((outline.hem_y - outline.shoulder_y) * scale, 1.0)
+    return scale * ratio if 1.0 < ratio < _MOST_LONGER else scale
+
+
+def _old_length(path: Path, body: Body, seen: Seen) -> float:
+    """Depth down to which the old top is to be hidden, in torso lengths below the shoulders."""
+    if seen.hem_depth is None:
+        return 0.0
+    if seen.hem_depth > 1.0:
+        # What goes on to the picture's border is no hem: overalls, a coat.
+        depth = np.arange(1.0, 1.4, 0.02)
+        xy = np.rint(path.at(depth * body.torso_px)[0]).astype(int)
+        height, width = seen.region_hw.shape
+        below = xy[:, 1] >= height - 0.1 * body.unit_px
+        above = xy[~below].clip(0, (width - 1, height - 1))
+        if below.any() and seen.region_hw[above[:, 1], above[:, 0]].all():
+            return float(depth[below.argmax()]) + 0.05
+    return seen.hem_depth + 0.07
 
 
 def _stretch_to_waist(outline: GarmentOutline, body: Body, scale: float) -> float:

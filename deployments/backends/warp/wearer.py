@@ -40,6 +40,8 @@ class Wearer:
     arms_hw: BoolArray
     """The part of it that is arms."""
     complexion: Complexion
+    hem_depth: float | None
+    """Where the old top ends, 0 at the shoulders and 1 at the hips; None where it is not seen."""
 
 
 def read_wearer(request: ExpertRequest, body: Body, expert: Expert) -> tuple[Wearer, Body]:
@@ -75,7 +77,25 @@ def read_wearer(request: ExpertRequest, body: Body, expert: Expert) -> tuple[Wea
         under = _find_trousers(lab, complexion, body, grown & ~cloth & ~skin)
     arms = _bare_arms(body, skin)
     body_hw = _bare_body(body, person.shape) | arms
-    return Wearer(lab, person, skin, cloth, under, body_hw, arms, complexion), body
+    hem = _find_hem(body, cloth & (colour_distance(lab, colours[:1]) < 24.0))
+    return Wearer(lab, person, skin, cloth, under, body_hw, arms, complexion, hem), body
+
+
+def _find_hem(body: Body, cloth_hw: BoolArray) -> float | None:
+    """Last depth at which the garment's main colour spans the middle of the body."""
+    size = (cloth_hw.shape[0], cloth_hw.shape[1])
+    depth = torso_depth(body, size)
+    top, bottom = np.mean(body.shoulders, axis=0), np.mean(body.hips, axis=0)
+    middle = limb_mask(size, [top, bottom + 0.3 * (bottom - top)], (0.2 * body.unit_px,) * 2)
+    steps = np.arange(0.5, 1.3, 0.02)
+    last = None
+    for step in steps:
+        row = middle & (depth >= step) & (depth < step + 0.02)
+        if row.sum() < 4:
+            break
+        if cloth_hw[row].mean() > 0.5:
+            last = float(step + 0.02)
+    return last
 
 
 def _find_trousers(
