@@ -180,9 +180,15 @@ def _front_skin(wearer: Wearer, zone_hw: BoolArray, body: Body) -> FloatArray:
     kernel_px = 2 * round(0.035 * body.unit_px) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (kernel_px, kernel_px))
     skin = cv2.morphologyEx((wearer.skin_hw & zone_hw).astype(np.uint8), cv2.MORPH_CLOSE, kernel)
-    solid = cv2.morphologyEx(skin, cv2.MORPH_OPEN, kernel)
+    solid = _without_specks(cv2.morphologyEx(skin, cv2.MORPH_OPEN, kernel), body.unit_px)
     grown = cv2.dilate(solid, np.ones((5, 5), np.uint8)) > 0
     return _feather(grown & (skin > 0), body.unit_px)
+
+
+def _without_specks(mask_hw: UInt8Array, unit_px: float) -> UInt8Array:
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask_hw)
+    is_large = stats[:, cv2.CC_STAT_AREA] > 0.03 * unit_px**2
+    return np.asarray(is_large[labels] & (mask_hw > 0), np.uint8)
 
 
 def _feather(mask_hw: BoolArray, unit_px: float) -> FloatArray:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.backends.warp.body import Body, ray_half_widths
+from deployments.backends.warp.body import Body, trace
 from deployments.backends.warp.cloth import colour_distance, main_colours
 from deployments.backends.warp.complexion import (
     Complexion,
@@ -17,6 +17,7 @@ from deployments.backends.warp.complexion import (
     to_lab,
 )
 from deployments.backends.warp.limbs import refine_arms, refine_hips, refine_legs
+from deployments.backends.warp.outline import smooth
 from deployments.backends.warp.torso import near, torso_depth, torso_mask
 from serve.messages import Expert, ExpertRequest
 
@@ -150,28 +151,52 @@ def _tidy(mask_hw: BoolArray, radius_px: int) -> BoolArray:
 
 
 def _bare_arms(body: Body, skin_hw: BoolArray) -> BoolArray:
-    """Arms as thick as what is seen of them."""
+    """Arms as thick as what is seen of them, and where it is seen."""
     size, unit = (skin_hw.shape[0], skin_hw.shape[1]), body.unit_px
     mask = np.zeros(size, bool)
     for arm in body.arms:
-        stout = _stoutness(arm, skin_hw, unit)
-        radii = tuple(stout * unit * share for share in (0.15, 0.125, 0.085, 0.08))
-        mask |= limb_mask(size, [*arm, arm[2] + 0.35 * (arm[2] - arm[1])], radii)
+        path = trace([*arm, arm[2] + 0.35 * (arm[2] - arm[1])], 0.1 * unit)
+        t = np.linspace(0.0, path.length_px, 40)
+        place, tangent = path.at(t)
+        normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
+        knots = np.array([0.0, 0.4, 0.75, 1.0]) * path.length_px
+        usual = unit * np.interp(t, knots, (0.15, 0.125, 0.085, 0.08))
+        aside, half = _seen_across(skin_hw, place, normal, unit)
+        seen = np.isfinite(aside)
+        if seen.sum() >= 4:
+            # Under the old sleeve the arm goes on from where it came out, to the shoulder.
+            stout = np.interp(t, t[seen], (half / usual)[seen]).clip(0.7, 1.35)
+            fade = np.clip(t / max(float(t[seen][0]), 1.0), 0.0, 1.0)
+            place = place + (np.interp(t, t[seen], aside[seen]) * fade)[:, None] * normal
+            usual = usual * smooth(stout, 2)
+        mask |= limb_mask(size, list(place), tuple(usual))
     return mask
 
 
-def _stoutness(arm: list[NDArray[np.float64]], skin_hw: BoolArray, unit_px: float) -> float:
-    """Thickness of the bare forearm over the usual one; 1 where too little of it shows."""
-    place = np.array([(1 - share) * arm[1] + share * arm[2] for share in np.linspace(0.1, 0.7, 7)])
-    along = (arm[2] - arm[1]) / max(float(np.linalg.norm(arm[2] - arm[1])), 1e-6)
-    normal = np.broadcast_to(np.array([-along[1], along[0]]), place.shape)
-    limit = np.full(len(place), 0.22 * unit_px)
-    skin = skin_hw.astype(np.uint8) * 255
-    widths = sum(ray_half_widths(skin, place, sign * normal, limit) for sign in (-1.0, 1.0))
-    seen = np.asarray(widths)[(widths > 0.08 * unit_px) & (widths < 0.4 * unit_px)]
-    if len(seen) < 3:
-        return 1.0
-    return float(np.clip(np.median(seen) / (0.21 * unit_px), 0.85, 1.35))
+def _seen_across(
+    skin_hw: BoolArray,
+    place: NDArray[np.float64],
+    normal: NDArray[np.float64],
+    unit_px: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(n,) how far aside of each place bare skin has its middle, and its half-width; else NaN."""
+    height, width = skin_hw.shape
+    steps = np.arange(-round(0.35 * unit_px), round(0.35 * unit_px) + 1)
+    xy = np.rint(place[:, None] + steps[:, None] * normal[:, None]).astype(int)
+    within = (xy >= 0).all(axis=2) & (xy[..., 0] < width) & (xy[..., 1] < height)
+    clipped = xy.clip(0, (width - 1, height - 1))
+    on = skin_hw[clipped[..., 1], clipped[..., 0]] & within
+    aside, half = np.full(len(place), np.nan), np.full(len(place), np.nan)
+    for i, profile in enumerate(np.pad(on, ((0, 0), (1, 1))).astype(np.int8)):
+        starts, ends = np.flatnonzero(np.diff(profile) == 1), np.flatnonzero(np.diff(profile) == -1)
+        # What reaches the end of the scan is more than an arm.
+        fits = (ends - starts > 0.1 * unit_px) & (ends - starts < 0.4 * unit_px)
+        fits &= (starts > 0) & (ends < len(steps))
+        if fits.any():
+            middles = steps[0] + (starts + ends - 1)[fits] / 2.0
+            nearest = int(np.abs(middles).argmin())
+            aside[i], half[i] = middles[nearest], (ends - starts)[fits][nearest] / 2.0
+    return aside, half
 
 
 def _bare_body(body: Body, shape: tuple[int, ...]) -> BoolArray:
