@@ -79,7 +79,7 @@ class SegmentReply:
     """(H, W): 255 on the person, 0 on the background, soft edge."""
     landmarks: Landmarks
     masker: str
-    """Which masker with which version, for the receipt: `classical/1`."""
+    """Which masker with which version, for the receipt: `classical/2`."""
     cached: bool = False
     batch_size: int = 1
 

@@ -132,6 +132,18 @@ def test_second_expert_on_the_same_person_comes_from_the_cache() -> None:
     assert first.silhouette_hw is twin.silhouette_hw is second.silhouette_hw
 
 
+def test_copies_of_two_sizes_are_two_analyses() -> None:
+    fresh = ClassicalSegmenter(2**26)
+    fresh.load()
+    large = _demo("person_portrait.jpg")
+    small = np.ascontiguousarray(large[::2, ::2])
+    first, second = fresh.segment([_request(large, "top", "a"), _request(small, "top", "a")])
+    assert isinstance(first, SegmentReply)
+    assert isinstance(second, SegmentReply)
+    assert first.region_hw.shape == large.shape[:2]
+    assert second.region_hw.shape == small.shape[:2]
+
+
 def test_without_room_nothing_is_cached() -> None:
     image = _sample("top_1")
     segmenter = ClassicalSegmenter(0)

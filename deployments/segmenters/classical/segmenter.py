@@ -64,7 +64,8 @@ class ClassicalSegmenter:
     def _analyse(
         self, request: SegmentRequest, fresh: dict[str, _Analysis]
     ) -> tuple[_Analysis, bool]:
-        key = request.content_hash
+        # The same file may come as a larger copy: as a person here, as a product there.
+        key = f"{request.content_hash} {request.image_hwc.shape}"
         if key in fresh:
             return fresh[key], False
         known = self._cache.get(key)
