@@ -1,14 +1,19 @@
 """Shoes stand where the feet stand, point as they point, and leave the trousers in front."""
 
+import time
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from deployments.backends.warp.cutout import cut_out
 from deployments.backends.warp.footwear import read_shoe
 from deployments.backends.warp.shoepair import find_step
 from deployments.backends.warp.shoes import wear_shoes
-from serve.messages import ExpertRequest, Landmarks, UInt8Array
+from deployments.segmenters.classical.segmenter import ClassicalSegmenter
+from serve.demo.cases import demo_cases
+from serve.messages import ExpertRequest, Landmarks, SegmentReply, SegmentRequest, UInt8Array
 from tests.warp_scenes import add_shoe, draw_legs, draw_shoe, make_request
 
 GREEN = (30, 90, 60)
@@ -157,3 +162,67 @@ def test_shoe_is_read_with_its_toe_left_whichever_way_it_was_shot() -> None:
     for image in (cut, np.ascontiguousarray(cut[:, ::-1])):
         shoe = read_shoe(image)
         assert np.nonzero(is_toe(shoe.image_hwc[..., :3]))[1].mean() < 0.4 * shoe.length_px
+
+
+def is_orange(image: UInt8Array) -> np.ndarray:
+    red, green, blue = np.moveaxis(image.astype(int), -1, 0)
+    return (red > 140) & (red > 1.5 * green) & (green > blue)
+
+
+@pytest.fixture(scope="module")
+def demo() -> ExpertRequest:
+    """Both feet of the bundled woman, white shoes to the camera, and the bundled pair."""
+    case = next(case for case in demo_cases() if case.expert == "shoes")
+    with Image.open(case.person_path) as file:
+        file.thumbnail((1024, 1024))
+        person = np.asarray(file.convert("RGB"))
+    with Image.open(case.product_path) as file:
+        product = np.asarray(file.convert("RGBA"))
+    segmenter = ClassicalSegmenter(2**26)
+    segmenter.load()
+    (reply,) = segmenter.segment([SegmentRequest(person, "shoes", "demo")])
+    assert isinstance(reply, SegmentReply)
+    rows, columns = (np.flatnonzero((reply.region_hw > 0).any(axis)) for axis in (1, 0))
+    part = slice(rows[0] - 60, rows[-1] + 40), slice(columns[0] - 60, columns[-1] + 60)
+    landmarks = reply.landmarks.transformed((1.0, 1.0), (-part[1].start, -part[0].start))
+    return make_request(
+        person[part], reply.region_hw[part], product, landmarks, reply.silhouette_hw[part]
+    )
+
+
+def test_demo_pair_gives_each_foot_one_shoe_toes_outward(demo: ExpertRequest) -> None:
+    image, _ = wear(demo)
+    orange = is_orange(image).astype(np.uint8)
+    count, labels, stats, centres = cv2.connectedComponentsWithStats(
+        cv2.morphologyEx(orange, cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8))
+    )
+    large = [k for k in range(1, count) if stats[k, cv2.CC_STAT_AREA] > 200]
+    assert len(large) == 2
+    left, right = sorted(large, key=lambda k: centres[k][0])
+    assert abs(stats[left, cv2.CC_STAT_WIDTH] - stats[right, cv2.CC_STAT_WIDTH]) < 0.3 * max(
+        stats[left, cv2.CC_STAT_WIDTH], stats[right, cv2.CC_STAT_WIDTH]
+    )
+    for k, is_toe_left in ((left, True), (right, False)):
+        x, y, width, height, _ = stats[k]
+        top_x = np.nonzero(labels[y : y + height // 3] == k)[1].mean()
+        low_x = np.nonzero(labels[y + 2 * height // 3 : y + height] == k)[1].mean()
+        assert (low_x < top_x) == is_toe_left
+
+
+def test_demo_shoes_cover_the_old_ones_down_to_the_sole(demo: ExpertRequest) -> None:
+    image, _ = wear(demo)
+    old = (demo.crop_hwc.min(-1) > 225) & (demo.region_hw > 0)
+    assert old.sum() > 400
+    assert (old & (image == demo.crop_hwc).all(-1)).sum() < 0.15 * old.sum()
+    change = np.abs(image.astype(int) - demo.crop_hwc).max(-1)
+    for half in np.array_split(np.arange(old.shape[1]), 2):
+        lowest = [np.nonzero(at[:, half])[0].max() for at in (old, change > 40)]
+        assert -2 <= lowest[1] - lowest[0] < 14
+
+
+def test_demo_takes_less_than_a_second_and_is_repeatable(demo: ExpertRequest) -> None:
+    first = wear(demo)[0]
+    start_s = time.process_time()
+    second = wear(demo)[0]
+    assert time.process_time() - start_s < 1.0
+    assert first.tobytes() == second.tobytes()

@@ -34,12 +34,13 @@ class Shoe:
         return np.array([-along[1], along[0]])
 
     @property
-    def height_px(self) -> float:
-        """From the line of the sole to the collar."""
+    def reach_px(self) -> tuple[float, float]:
+        """Lowest and highest from the line of the sole; in a slanted view the sole bulges down."""
         ys, xs = np.nonzero(self.image_hwc[..., 3] > 127)
         if len(xs) < 2:
-            return 1.0
-        return float(np.percentile((np.stack([xs, ys], -1) - self.heel) @ self.up, 97.0))
+            return 0.0, 1.0
+        above = (np.stack([xs, ys], -1) - self.heel) @ self.up
+        return min(float(np.percentile(above, 0.5)), 0.0), float(np.percentile(above, 97.0))
 
 
 def read_shoe(rgba_hwc: UInt8Array) -> Shoe:

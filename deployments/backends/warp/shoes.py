@@ -116,14 +116,15 @@ def _height(foot: Foot, old: BoolArray) -> float:
 def _similarity(shoe: Shoe, foot: Foot, height_px: float) -> tuple[FloatArray, float]:
     """Product pixels to crop pixels: heel on heel, toe on toe, mirrored if the foot points so."""
     scale = COVER * foot.length_px / max(shoe.length_px, 1.0)
-    wanted = height_px / max(scale * shoe.height_px, 1.0)
+    low_px, high_px = shoe.reach_px
+    wanted = height_px / max(scale * (high_px - low_px), 1.0)
     stretch = float(np.clip(wanted, 1.0, MAX_STRETCH))
     along = (shoe.toe - shoe.heel) / max(shoe.length_px, 1.0)
     up = shoe.up
     turn = np.outer(foot.along, along) + stretch * np.outer(foot.up, up)
     linear = scale * turn
     middle = (foot.heel + foot.toe) / 2 - SINK * foot.length_px * foot.up
-    offset = middle - linear @ ((shoe.heel + shoe.toe) / 2)
+    offset = middle - linear @ ((shoe.heel + shoe.toe) / 2 + low_px * shoe.up)
     return np.column_stack([linear, offset]), float(scale)
 
 
