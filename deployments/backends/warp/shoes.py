@@ -180,11 +180,14 @@ def _with_longer_legs(out: Float32Array, crop: Float32Array, placed: list[_Place
         if not len(columns):
             continue
         end_y = int(max(one.foot.heel[1], one.foot.toe[1]) - 0.35 * one.foot.length_px)
-        x0, x1 = int(columns[0]), int(columns[-1]) + 1
+        # Ankles are narrower than hems.
+        inset = round(0.16 * len(columns))
+        x0, x1 = int(columns[0]) + inset, int(columns[-1]) + 1 - inset
         part = slice(max(hem_y - 2 * size, 0), max(end_y, hem_y) + 4), slice(max(x0 - 4, 0), x1 + 4)
         more = np.zeros(leg.shape, np.float32)
         more[part[0].start : end_y, x0:x1] = 1.0
-        soft = cv2.GaussianBlur(more[part] * one.old[part], (0, 0), 0.8)[..., None]
+        rim = cv2.dilate(one.old[part].astype(np.float32), np.ones((5, 5), np.uint8))
+        soft = cv2.GaussianBlur(more[part] * rim, (0, 0), 0.8)[..., None]
         colours = fill_from(crop[part].astype(np.uint8), leg[part])
         out[part] += soft * (colours - out[part])
     return out
