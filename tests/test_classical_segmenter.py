@@ -135,7 +135,7 @@ def test_second_expert_on_the_same_person_comes_from_the_cache() -> None:
 def test_copies_of_two_sizes_are_two_analyses() -> None:
     fresh = ClassicalSegmenter(2**26)
     fresh.load()
-    small = _demo("portrait")
+    small = _demo("person_portrait")
     large = np.asarray(cv2.resize(small, None, fx=1.5, fy=1.5), np.uint8)
     first, second = fresh.segment([_request(large, "top", "a"), _request(small, "top", "a")])
     assert isinstance(first, SegmentReply)
