@@ -19,7 +19,8 @@ from deployments.backends.warp.light import (
 )
 from deployments.backends.warp.lower import fit_lower
 from deployments.backends.warp.mesh import FloatArray, over, warp
-from deployments.backends.warp.outline import neck_hole, read_lower, read_upper
+from deployments.backends.warp.neckline import neck_hole
+from deployments.backends.warp.outline import read_lower, read_upper
 from deployments.backends.warp.placement import Part, Seen, fit_region
 from deployments.backends.warp.torso import near, torso_depth, torso_mask
 from deployments.backends.warp.undress import uncover
@@ -157,12 +158,12 @@ def _draw_in_order(
     behind = [part for part in parts if not part.is_sleeve]
     front = [part for part in parts if part.is_sleeve]
     layer = draw_parts(behind, size)
-    hands = _front_skin(wearer, _hands(body, size, has_sleeves=bool(front)), body)
+    hands = _front_skin(wearer, _hands(body, size, has_sleeves=bool(front)), body, 0.035)
     zone = _forearms(body, size, expert)
     if _covers(wearer, body, expert):
         # On somebody who is dressed, skin before the body is an arm, wherever landmarks have it.
         zone |= _before_body(wearer, body, expert)
-    arms = _front_skin(wearer, zone, body)
+    arms = _front_skin(wearer, zone, body, 0.05)
     layer *= (1.0 - np.maximum(hands, arms))[..., None]
     layer = over(draw_parts(front, size) * (1.0 - hands)[..., None], layer)
     layer = close_seams(layer, front, body.unit_px)
@@ -175,19 +176,24 @@ def _draw_in_order(
     return layer
 
 
-def _front_skin(wearer: Wearer, zone_hw: BoolArray, body: Body) -> FloatArray:
-    """Bare arms and hands; not the specks of a garment in the colour of skin."""
-    kernel_px = 2 * round(0.035 * body.unit_px) + 1
+def _front_skin(wearer: Wearer, zone_hw: BoolArray, body: Body, least_share: float) -> FloatArray:
+    """Bare arms and hands; not the specks of a garment in the colour of skin.
+
+    Args:
+        least_share: half of the least thickness, in shoulder widths.
+    """
+    kernel_px = 2 * round(least_share * body.unit_px) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (kernel_px, kernel_px))
     skin = cv2.morphologyEx((wearer.skin_hw & zone_hw).astype(np.uint8), cv2.MORPH_CLOSE, kernel)
-    solid = _without_specks(cv2.morphologyEx(skin, cv2.MORPH_OPEN, kernel), body.unit_px)
+    opened = np.asarray(cv2.morphologyEx(skin, cv2.MORPH_OPEN, kernel), np.uint8)
+    solid = _without_specks(opened, body.unit_px)
     grown = cv2.dilate(solid, np.ones((5, 5), np.uint8)) > 0
     return _feather(grown & (skin > 0), body.unit_px)
 
 
 def _without_specks(mask_hw: UInt8Array, unit_px: float) -> UInt8Array:
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask_hw)
-    is_large = stats[:, cv2.CC_STAT_AREA] > 0.03 * unit_px**2
+    is_large = stats[:, cv2.CC_STAT_AREA] > 0.045 * unit_px**2
     return np.asarray(is_large[labels] & (mask_hw > 0), np.uint8)
 
 

@@ -143,29 +143,6 @@ def read_lower(product_hwc: UInt8Array) -> GarmentOutline:
     return GarmentOutline(*edges, 0.0, 0.0, None, None, crotch, gap or hem, hem)
 
 
-def neck_hole(product_hwc: UInt8Array, outline: GarmentOutline) -> UInt8Array:
-    """The product with an alpha that shows only the opening which the inside of its back fills.
-
-    Empty for an open neckline, through which the wearer shows anyway.
-    """
-    mask = product_hwc[..., 3] > 127
-    hole = np.zeros_like(product_hwc)
-    top = int(np.flatnonzero(mask.any(axis=1))[0])
-    depth = max(3.0, outline.shoulder_y - top)
-    row = int(top + 0.3 * depth)
-    left, right = extents(mask[: row + 1])
-    width = float(np.clip(right[row] - left[row], 0.18 * outline.chest_px, 0.5 * outline.chest_px))
-    centre = (left[row] + right[row]) / 2
-    reach = int(0.12 * width)
-    columns = mask[:, max(0, int(centre) - reach) : int(centre) + reach + 1]
-    middle_top = float(columns.argmax(axis=0).mean())
-    if middle_top - top > 0.18 * width:
-        return hole
-    axes = (max(1, round(0.40 * width)), max(1, round(0.25 * width)))
-    cv2.ellipse(hole, (round(centre), round(middle_top)), axes, 0, 0, 360, (0, 0, 0, 255), -1)
-    return hole
-
-
 def _middle_column(mask_hw: BoolArray) -> int:
     # The upper part's middle: a hem may hang to one side.
     left, right = extents(mask_hw)

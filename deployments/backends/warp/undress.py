@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.backends.warp.body import Body
-from deployments.backends.warp.complexion import paint_skin
+from deployments.backends.warp.complexion import limb_mask, paint_skin
 from deployments.backends.warp.light import blur
 from deployments.backends.warp.torso import near, torso_depth, torso_mask
 from deployments.backends.warp.wearer import Wearer
@@ -45,16 +45,21 @@ def uncover(
         shown &= ~_continued_below(worn, garment_alpha, request.region_hw, body)
     if expert == "bottom":
         shown &= ~_cut_by_region(shown, request.region_hw, body)
-    fringe = max(2, round(0.025 * unit))
+    fringe = max(2, round(0.035 * unit))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * fringe + 1, 2 * fringe + 1))
     shown = cv2.dilate(shown.astype(np.uint8), kernel) > 0
-    shown &= ~(wearer.skin_hw & ~near(worn, max(2, round(0.03 * unit))))
+    # The shadow that an old sleeve's hem casts on the arm goes with it.
+    shown |= near(shown, round(0.05 * unit)) & wearer.arms_hw & (garment_alpha < 0.98)
+    shown &= ~(wearer.skin_hw & ~near(worn, max(2, round(0.05 * unit))))
     shown &= request.region_hw > 0
     if not shown.any():
         return request.crop_hwc, np.zeros(shown.shape, np.float32)
     flesh = _bare_parts(wearer, body, garment_alpha) & ~covered_hw
     flesh = blur(flesh.astype(np.float32), 0.03 * unit) > 0.5
-    skin = paint_skin(wearer.lab_hwc, wearer.complexion, wearer.skin_hw, flesh, unit)
+    # Where a body goes on under the garment it has no edge to be shaded.
+    whole = flesh | (wearer.body_hw & (garment_alpha > 0.5))
+    lit = wearer.skin_hw & ~near(worn, round(0.04 * unit))  # beside a garment lies its shadow
+    skin = paint_skin(wearer.lab_hwc, wearer.complexion, lit, whole, unit)
     backdrop = fill_backdrop(request.crop_hwc, wearer.person_hw | worn, shown)
     body_soft = blur(flesh.astype(np.float32), 1.2)[..., None]
     filled = body_soft * skin + (1 - body_soft) * backdrop
@@ -67,11 +72,21 @@ def uncover(
 def _bare_parts(wearer: Wearer, body: Body, garment_alpha: FloatArray) -> BoolArray:
     """Where skin would show: not beside the new garment, which hangs free of the body there."""
     depth = torso_depth(body, (garment_alpha.shape[0], garment_alpha.shape[1]))
-    rows = np.flatnonzero((garment_alpha > 0.5).any(axis=1))
+    solid = garment_alpha > 0.5
+    rows = np.flatnonzero(solid.any(axis=1))
     hem = np.zeros_like(wearer.body_hw)
     hem[int(rows[-1]) if rows.size else 0 :] = True
+    # A hem is no straight line: legs begin where it ends above them.
+    under = np.maximum.accumulate(solid[::-1], axis=0)[::-1]
+    low = max(0, int(rows[-1] - 0.3 * body.unit_px)) if rows.size else 0
+    hem[low:] |= (~under & solid.any(axis=0))[low:]
     beside = (depth > 0.3) & ~wearer.arms_hw & ~hem
-    return np.asarray((wearer.body_hw & ~beside) | wearer.skin_hw)
+    # What a collar covered beside the neck is no backdrop.
+    size = (garment_alpha.shape[0], garment_alpha.shape[1])
+    radius = 0.3 * body.unit_px
+    collar = limb_mask(size, [body.neck, np.mean(body.shoulders, axis=0)], (radius, radius))
+    collar &= wearer.person_hw & (depth < 0.15)
+    return np.asarray((wearer.body_hw & ~beside) | wearer.skin_hw | collar)
 
 
 def _cut_by_region(shown_hw: BoolArray, region_hw: UInt8Array, body: Body) -> BoolArray:
