@@ -164,6 +164,19 @@ def test_shoe_is_read_with_its_toe_left_whichever_way_it_was_shot() -> None:
         assert np.nonzero(is_toe(shoe.image_hwc[..., :3]))[1].mean() < 0.4 * shoe.length_px
 
 
+def test_person_seen_from_the_side_has_both_toes_where_the_face_looks() -> None:
+    crop, landmarks, region = draw_legs(False)
+    points = dict(landmarks.points)
+    points["left_heel"], points["left_toe"] = points["left_toe"], points["left_heel"]
+    points |= {"neck": (210.0, -300.0), "nose": (150.0, -360.0), "left_ear": (220.0, -365.0)}
+    astray = Landmarks(points, (140.0, -420.0, 240.0, -300.0))
+    silhouette = np.where(np.abs(crop.astype(int) - (120, 95, 75)).max(-1) > 20, 255, 0)
+    image, _ = wear(make_request(crop, region, draw_shoe(), astray, silhouette.astype(np.uint8)))
+    for foot in (slice(0, 210), slice(210, 400)):
+        toe_x = np.nonzero(is_toe(image[:, foot]))[1].mean()
+        assert toe_x < np.nonzero(is_upper(image[:, foot]))[1].mean()
+
+
 def is_orange(image: UInt8Array) -> np.ndarray:
     red, green, blue = np.moveaxis(image.astype(int), -1, 0)
     return (red > 140) & (red > 1.5 * green) & (green > blue)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.messages import ExpertRequest
+from serve.messages import ExpertRequest, Landmarks
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -17,6 +17,8 @@ MAX_TILT = np.radians(24.0)
 
 LOW_SHARE = 0.6
 """Of a foot's box, what is foot and not leg."""
+MIN_PROFILE = 0.4
+"""Nose before the neck, in widths of the face, from where on a person is seen from the side."""
 CLEAR_SLOPE, MAX_SLOPE = 0.16, 0.12
 """Of the outline below a foot: from where on it tells toe from heel; what is drawn of it."""
 
@@ -31,7 +33,7 @@ class Foot:
     leg_up: FloatArray
     """Unit vector from the ankle along the leg."""
     is_measured: bool
-    """False when it was read off the shape of the region only."""
+    """False when it was read off the shape of the region, or of something doubtful."""
 
     @property
     def length_px(self) -> float:
@@ -69,7 +71,7 @@ def find_feet(request: ExpertRequest, standing: BoolArray) -> list[Foot]:
     standing = standing & region
     feet = [foot for side in ("left", "right") if (foot := _from_landmarks(request, side))]
     if request.silhouette_hw is not None and feet:
-        feet = _fitted(feet, standing)
+        feet = _fitted(_as_the_face(feet, request.landmarks), standing)
     elif 0.12 * region.sum() < standing.sum() < 0.85 * region.sum():
         if not feet or not all(_lies_on(foot, standing) for foot in feet):
             feet = _from_shape(standing, True, feet)
@@ -82,15 +84,34 @@ def find_feet(request: ExpertRequest, standing: BoolArray) -> list[Foot]:
 
 def _lies_on(foot: Foot, standing: BoolArray) -> bool:
     """Whether something stands between heel and toe, and does not go on beyond them."""
+    beyond = max(_share_on(foot, standing, -0.4, -0.2), _share_on(foot, standing, 1.2, 1.4))
+    return _share_on(foot, standing, 0.08, 0.92) > 0.4 and beyond < 0.5
+
+
+def _share_on(foot: Foot, standing: BoolArray, start: float, end: float) -> float:
+    """Of a stretch of the sole, in lengths from heel to toe, what something stands on."""
     height, width = standing.shape
+    at = foot.heel + np.linspace(start, end, 24)[:, None] * (foot.toe - foot.heel)
+    x, y = np.rint(at + 0.1 * foot.length_px * foot.up).astype(int).T
+    seen = (0 <= x) & (x < width) & (0 <= y) & (y < height)
+    return float(standing[y[seen], x[seen]].mean()) if seen.any() else 0.0
 
-    def share(start: float, end: float) -> float:
-        at = foot.heel + np.linspace(start, end, 24)[:, None] * (foot.toe - foot.heel)
-        x, y = np.rint(at + 0.1 * foot.length_px * foot.up).astype(int).T
-        seen = (0 <= x) & (x < width) & (0 <= y) & (y < height)
-        return float(standing[y[seen], x[seen]].mean()) if seen.any() else 0.0
 
-    return share(0.08, 0.92) > 0.4 and max(share(-0.4, -0.2), share(1.2, 1.4)) < 0.5
+def _as_the_face(feet: list[Foot], landmarks: Landmarks) -> list[Foot]:
+    """Feet of a person seen from the side: both point where the face looks."""
+    points, face = landmarks.points, landmarks.face
+    if face is None or not {"nose", "neck"} <= set(points):
+        return feet
+    if {"left_ear", "right_ear"} <= set(points):
+        return feet
+    look = (points["nose"][0] - points["neck"][0]) / max(face[2] - face[0], 1.0)
+    if abs(look) < MIN_PROFILE:
+        return feet
+    return [foot if (foot.toe[0] - foot.heel[0]) * look > 0 else _reversed(foot) for foot in feet]
+
+
+def _reversed(foot: Foot) -> Foot:
+    return replace(foot, heel=foot.toe, toe=foot.heel)
 
 
 def _from_landmarks(request: ExpertRequest, side: str) -> Foot | None:
@@ -122,7 +143,29 @@ def _fitted(feet: list[Foot], standing: BoolArray) -> list[Foot]:
         if len(feet) == 2:
             part = standing & _nearer(standing.shape, [foot, feet[1 - k]])
         found.append(_fitted_one(foot, part))
-    return feet if _are_mixed_up(found) else found
+    if not _are_mixed_up(found):
+        return found
+    # A foot where nothing stands is somewhere else: a shoe there would be a third one.
+    seen = [foot for foot in feet if _share_on(foot, standing, 0.08, 0.92) > 0.4]
+    return [_widened(foot, standing) for foot in seen] if len(seen) == 1 else feet
+
+
+def _widened(foot: Foot, standing: BoolArray) -> Foot:
+    """The only foot seen takes in all that stands on the ground, even beyond its landmarks."""
+    ys, _ = np.nonzero(standing)
+    bottom = float(np.percentile(ys, 99.5))
+    columns = np.flatnonzero(standing[round(bottom - 0.3 * foot.length_px) :].sum(0) > 2)
+    if not len(columns):
+        return foot
+    x0, x1 = min(foot.heel[0], foot.toe[0]), max(foot.heel[0], foot.toe[0])
+    slack = 0.4 * foot.length_px
+    x0, x1 = (
+        float(np.clip(columns[0], x0 - slack, x0)),
+        float(np.clip(columns[-1], x1, x1 + slack)),
+    )
+    left, right = np.array([x0, bottom]), np.array([x1, bottom])
+    heel, toe = (right, left) if foot.toe[0] < foot.heel[0] else (left, right)
+    return replace(foot, heel=heel, toe=toe, is_measured=False)
 
 
 def _are_mixed_up(feet: list[Foot]) -> bool:

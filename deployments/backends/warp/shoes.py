@@ -25,7 +25,11 @@ COVER, MAX_STRETCH = 1.06, 1.5
 one is high because it points at the camera."""
 SINK = 0.02
 """How far the new sole goes below the old, in foot lengths."""
+UNSURE_HEIGHT = 0.55
+"""How high an old shoe is taken to be where its outline is doubtful, in foot lengths."""
 SHADOW = 0.5
+BESIDE = 0.08
+"""How far an old shoe may reach beyond heel and toe, in foot lengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,15 @@ def _place(request: ExpertRequest, shoe: Shoe, foot: Foot, standing: BoolArray) 
     )
     if request.silhouette_hw is None:
         foot = fit_to_shoe(foot, old > 0)
+    else:
+        # What stands beside the foot is another foot, or was never there.
+        x0, x1 = sorted((float(foot.heel[0]), float(foot.toe[0])))
+        slack = BESIDE * foot.length_px
+        old[:, : max(int(x0 - slack), 0)] = 0
+        old[:, max(int(x1 + slack), 0) :] = 0
+    if request.silhouette_hw is not None and not foot.is_measured:
+        top_y = float(foot.toe[1]) - UNSURE_HEIGHT * foot.length_px
+        old[: max(int(top_y), 0)] = 0
     matrix, scale = _similarity(shoe, foot, _height(foot, old > 0))
     flat: Float32Array = shoe.image_hwc.astype(np.float32)
     flat[..., :3] *= flat[..., 3:] / 255.0
