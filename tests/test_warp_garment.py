@@ -7,15 +7,16 @@ import cv2
 import numpy as np
 import pytest
 
-from deployments.backends.warp.garment import dress_garment
+from deployments.backends.warp.garment import close_seams, dress_garment
 from deployments.backends.warp.light import scene_gain
 from deployments.backends.warp.mesh import warp
 from deployments.backends.warp.outline import read_lower, read_upper
+from deployments.backends.warp.placement import Part
 from serve.messages import Expert, ExpertRequest, Landmarks, UInt8Array
 
 HEIGHT, WIDTH = 640, 480
 SKIN, OLD, BACKDROP = (205, 150, 120), (60, 110, 190), (200, 205, 200)
-RED, GREEN = (190, 30, 40), (20, 120, 60)
+RED, GREEN, GREY = (190, 30, 40), (20, 120, 60), (60, 60, 60)
 POINTS = {
     "right_shoulder": (190.0, 150.0),
     "left_shoulder": (290.0, 150.0),
@@ -99,12 +100,18 @@ def dress(request: ExpertRequest, expert: Expert) -> tuple[UInt8Array, UInt8Arra
     return dress_garment(request, expert, np.random.default_rng(request.seed))
 
 
-def share_of(image: UInt8Array, mask: np.ndarray, colour: Any) -> float:
+def share_map(image: UInt8Array, colour: Any, lightness: float = 60.0) -> np.ndarray:
     lab = [
         cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
         for pixels in (image, np.full((1, 1, 3), colour, np.uint8))
     ]
-    return float((np.linalg.norm((lab[0] - lab[1])[..., 1:], axis=2) < 25.0)[mask].mean())
+    apart = lab[0] - lab[1]
+    fits = np.linalg.norm(apart[..., 1:], axis=2) < 25.0
+    return np.asarray(fits & (np.abs(apart[..., 0]) < lightness))
+
+
+def share_of(image: UInt8Array, mask: np.ndarray, colour: Any) -> float:
+    return float(share_map(image, colour)[mask].mean())
 
 
 def box(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
@@ -332,3 +339,114 @@ def test_strange_pictures_do_not_crash_it(seed: int) -> None:
         image, alpha = dress_garment(request, expert, rng)
         assert np.array_equal(image[masks[0] == 0], crop[masks[0] == 0])
         assert not alpha[masks[0] == 0].any()
+
+
+MIDI = product_on(
+    RED,
+    [(170, 20), (200, 20), (230, 20), (262, 34), (290, 72), (246, 90), (238, 145), (300, 385),
+     (100, 385), (162, 145), (154, 90), (110, 72), (138, 34)],
+)  # fmt: skip
+V_NECK = [(178, 20), (222, 20), (200, 62)]
+
+
+def draw_trousers(request: ExpertRequest) -> ExpertRequest:
+    """The figure in grey trousers and a blue shirt."""
+    assert request.silhouette_hw is not None
+    legs = (request.silhouette_hw > 0) & box(0, 311, WIDTH, HEIGHT)
+    picture = request.crop_hwc.copy()
+    picture[legs & (share_map(picture, OLD))] = GREY
+    return replace(request, crop_hwc=picture)
+
+
+def test_short_sleeves_of_a_dress_are_found_above_its_waist() -> None:
+    outline = read_upper(MIDI[20:386, 100:301], is_dress=True)
+    assert outline.left_sleeve is not None
+    assert outline.right_sleeve is not None
+    assert outline.armpit_y == pytest.approx(70, abs=15)
+    assert outline.chest_px == pytest.approx(92, abs=12)
+
+
+def test_dress_keeps_its_flare_and_its_hem_below_the_knee() -> None:
+    region = np.zeros((HEIGHT, WIDTH), np.uint8)
+    region[118:600, 60:420] = 255
+    image, _ = dress(ask(MIDI, region_hw=region), "dress")
+    red = share_map(image, RED)
+    widths = red.sum(axis=1)
+    hem = int(np.flatnonzero(widths > 40)[-1])
+    assert 430 < hem < 545
+    assert widths[hem - 15] > 1.5 * widths[265]
+
+
+def test_dress_is_folded_into_a_narrow_region_instead_of_cut() -> None:
+    marked = MIDI.copy()
+    marked[300:385, 104:116, :3] = (250, 250, 250)  # at the seam near the hem
+    region = np.zeros((HEIGHT, WIDTH), np.uint8)
+    region[118:600, 165:315] = 255
+    image, _ = dress(ask(marked, region_hw=region), "dress")
+    assert (image.min(axis=2) > 225)[380:500, 165:200].sum() > 100
+
+
+def test_trousers_do_not_show_beside_a_dress() -> None:
+    slim = product_on(RED, [(150, 20), (250, 20), (255, 80), (222, 130), (222, 380), (178, 380),
+                            (178, 130), (145, 80)])  # fmt: skip
+    request = draw_trousers(ask(slim))
+    image, _ = dress(request, "dress")
+    assert share_map(request.crop_hwc, GREY, 12.0)[325:400, 170:310].mean() > 0.5
+    assert share_map(image, GREY, 12.0)[325:400, 170:310].mean() < 0.03
+
+
+def test_skin_shows_in_a_v_neck_instead_of_the_back() -> None:
+    inside = (90, 10, 20)
+    product = MIDI.copy()
+    cv2.fillPoly(product, [np.array(V_NECK)], (*inside, 255))
+    for picture, most in ((MIDI, 1.0), (product, 0.6)):
+        image, _ = dress(ask(picture), "dress")
+        neckline = share_map(image, RED)[140:158, 232:248].mean()
+        assert neckline <= most
+    assert share_of(image, box(235, 140, 245, 152), SKIN) > 0.5
+
+
+def test_top_a_little_too_short_hides_the_old_hem() -> None:
+    short = product_on(RED, [(140, 40), (260, 40), (275, 195), (125, 195)])
+    request = draw_trousers(ask(short))
+    image, _ = dress(request, "top")
+    assert share_of(image, box(200, 280, 280, 305), RED) > 0.9
+    assert not share_map(image, OLD)[290:311, 185:295].any()
+
+
+def test_top_much_too_short_is_not_stretched_to_the_old_hem() -> None:
+    crop_top = product_on(RED, [(140, 40), (260, 40), (275, 110), (125, 110)])
+    image, _ = dress(draw_trousers(ask(crop_top)), "top")
+    assert share_of(image, box(205, 290, 275, 305), RED) < 0.1
+
+
+def test_strap_across_a_suit_does_not_shift_the_top() -> None:
+    plain, _ = dress(ask(VEST), "top")
+    picture, _ = draw_person()
+    cv2.line(picture, (262, 200), (262, 310), (245, 245, 240), 12)
+    strapped, _ = dress(ask(VEST, crop_hwc=picture), "top")
+    centres = [np.nonzero(share_map(image, RED)[240:270])[1].mean() for image in (plain, strapped)]
+    assert centres[1] == pytest.approx(centres[0], abs=4)
+
+
+def test_bared_arm_meets_the_arm_that_came_out_of_the_sleeve() -> None:
+    points = {**POINTS, "right_elbow": (188.0, 236.0), "left_elbow": (292.0, 236.0)}  # a bad guess
+    request = ask(VEST, landmarks=Landmarks(points, LANDMARKS.face))
+    image, _ = dress(request, "top")
+    skin = share_map(image, SKIN)
+    for row in (222, 228, 234):
+        columns = np.flatnonzero(skin[row, :200])
+        assert columns.mean() == pytest.approx(170, abs=6)
+        assert np.ptp(columns) < 36
+
+
+def test_notch_beside_the_shoulder_is_filled_with_the_garment() -> None:
+    layer = np.zeros((100, 100, 4), np.float32)
+    layer[40:90, 10:48] = layer[40:90, 52:90] = (200, 10, 10, 255)
+    layer[60:90, 48:52] = (200, 10, 10, 255)
+    ends = np.array([[(35.0 + 5 * k, 40.0 + 10 * r) for k in range(5)] for r in range(4)])
+    sleeve = Part(SHIRT, ends, ends, is_sleeve=True)
+    closed = close_seams(layer, [sleeve], 100.0)
+    assert closed[45:60, 48:52, 3].min() > 200
+    assert closed[50, 50, 0] > 150
+    assert not close_seams(layer, [], 100.0)[45:60, 48:52].any()
