@@ -7,8 +7,6 @@ from serve.config import Autoscaling, DeployedVersion, Resources, RouterConfig, 
 Options = dict[str, Any]
 """Keyword arguments of `rayserve.deployment(...)`."""
 
-# An expert may hold one request on its device and one prepared behind it.
-EXPERT_MAX_ONGOING_REQUESTS = 4
 # Longer than the longest request, so that scaling down never cuts one off.
 GRACEFUL_SHUTDOWN_S = 90.0
 
@@ -51,5 +49,5 @@ def expert_options(deployed: DeployedVersion) -> Options:
     """Options of one version's deployment, named after it: `Expert-eye@1`."""
     return {
         **_common(f"Expert-{deployed.version}", deployed.autoscaling, deployed.resources),
-        "max_ongoing_requests": EXPERT_MAX_ONGOING_REQUESTS,
+        "max_ongoing_requests": deployed.max_ongoing_requests,
     }

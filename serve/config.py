@@ -90,6 +90,8 @@ class DeployedVersion(Config):
     version: VersionId
     autoscaling: Autoscaling = Autoscaling()
     resources: Resources = Resources()
+    max_ongoing_requests: PositiveInt = 4
+    """Per replica: one on the device, the others prepared behind it."""
 
     @property
     def expert(self) -> Expert:
