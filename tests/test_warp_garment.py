@@ -7,11 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
-from deployments.backends.warp.garment import close_seams, dress_garment
+from deployments.backends.warp.garment import dress_garment
 from deployments.backends.warp.light import scene_gain
 from deployments.backends.warp.mesh import warp
 from deployments.backends.warp.outline import read_lower, read_upper
 from deployments.backends.warp.placement import Part
+from deployments.backends.warp.seams import close_seams
 from serve.messages import Expert, ExpertRequest, Landmarks, UInt8Array
 
 HEIGHT, WIDTH = 640, 480

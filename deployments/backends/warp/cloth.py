@@ -42,7 +42,8 @@ def main_colours(
         ends = [np.mean(body.shoulders, axis=0), np.mean(body.hips, axis=0)]
         spine = [ends[0] + share * (ends[1] - ends[0]) for share in (0.15, reach)]
         probe = limb_mask(size, spine, (0.28 * unit, 0.24 * unit))
-    samples = lab_hwc[probe & person_hw & (skin_distance(lab_hwc, complexion) > 11.0)]
+    samples = lab_hwc[probe & person_hw]
+    samples = samples[skin_distance(samples[None], complexion)[0] > 11.0]
     if len(samples) < max(16, 0.15 * int((probe & person_hw).sum())):
         return [], []
     cv2.setRNGSeed(0)

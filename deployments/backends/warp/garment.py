@@ -22,6 +22,7 @@ from deployments.backends.warp.mesh import FloatArray, over, warp
 from deployments.backends.warp.neckline import neck_hole
 from deployments.backends.warp.outline import read_lower, read_upper
 from deployments.backends.warp.placement import Part, Seen, fit_region
+from deployments.backends.warp.seams import close_seams
 from deployments.backends.warp.torso import near, torso_depth, torso_mask
 from deployments.backends.warp.undress import uncover
 from deployments.backends.warp.upper import fit_upper
@@ -124,30 +125,6 @@ def draw_parts(parts: list[Part], size_hw: tuple[int, ...]) -> FloatArray:
     for part in parts:
         drawn = over(warp(part.product_hwc, part.source, part.target, (height, width)), drawn)
     return drawn
-
-
-def close_seams(layer_hwc: FloatArray, sleeves: list[Part], unit_px: float) -> FloatArray:
-    """Fill the notch that a turned sleeve leaves beside the shoulder."""
-    zone = np.zeros(layer_hwc.shape[:2], np.uint8)
-    for sleeve in sleeves:
-        ends = sleeve.target[1, [1, -2]]
-        upper = ends[ends[:, 1].argmin()]
-        cv2.circle(zone, (int(upper[0]), int(upper[1])), round(0.3 * unit_px), 1, -1)
-    solid = (layer_hwc[..., 3] > 200).astype(np.uint8)
-    size = 2 * round(0.12 * unit_px) + 1
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-    closed = cv2.morphologyEx(solid, cv2.MORPH_CLOSE, kernel)
-    gap = (closed > 0) & (zone > 0) & (solid == 0)
-    if not gap.any() or not solid.any():
-        return layer_hwc
-    _, labels = cv2.distanceTransformWithLabels(
-        1 - solid, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    lookup = np.zeros((int(labels.max()) + 1, 4), np.float32)
-    lookup[labels[solid > 0]] = layer_hwc[solid > 0]
-    filled = np.where(gap[..., None], lookup[labels], layer_hwc)
-    soft = cv2.GaussianBlur(filled, (0, 0), max(0.8, 0.008 * unit_px))
-    return np.asarray(np.where(gap[..., None], soft, filled), np.float32)
 
 
 def _draw_in_order(

@@ -78,7 +78,9 @@ def read_wearer(request: ExpertRequest, body: Body, expert: Expert) -> tuple[Wea
         under = _find_trousers(lab, complexion, body, grown & ~cloth & ~skin)
     arms = _bare_arms(body, skin)
     body_hw = _bare_body(body, person.shape) | arms
-    hem = _find_hem(body, cloth & (colour_distance(lab, colours[:1]) < 24.0))
+    hem = None
+    if expert == "top":
+        hem = _find_hem(body, cloth & (colour_distance(lab, colours[:1]) < 24.0))
     return Wearer(lab, person, skin, cloth, under, body_hw, arms, complexion, hem), body
 
 
@@ -88,15 +90,12 @@ def _find_hem(body: Body, cloth_hw: BoolArray) -> float | None:
     depth = torso_depth(body, size)
     top, bottom = np.mean(body.shoulders, axis=0), np.mean(body.hips, axis=0)
     middle = limb_mask(size, [top, bottom + 0.3 * (bottom - top)], (0.2 * body.unit_px,) * 2)
-    steps = np.arange(0.5, 1.3, 0.02)
-    last = None
-    for step in steps:
-        row = middle & (depth >= step) & (depth < step + 0.02)
-        if row.sum() < 4:
-            break
-        if cloth_hw[row].mean() > 0.5:
-            last = float(step + 0.02)
-    return last
+    steps = ((depth[middle] - 0.5) / 0.02).astype(int)
+    known = (steps >= 0) & (steps < 40)
+    every = np.bincount(steps[known], minlength=40)
+    worn = np.bincount(steps[known], weights=cloth_hw[middle][known], minlength=40)
+    spanned = np.flatnonzero((every >= 4) & (worn > 0.5 * every))
+    return 0.5 + 0.02 * float(spanned[-1] + 1) if spanned.size else None
 
 
 def _find_trousers(
