@@ -107,7 +107,8 @@ def _dress(person: Person) -> UInt8Array:
     unit, levels = person.body.figure.unit_px, person.body.levels
     collar = levels.neck - 0.2 * unit
     _require(person, collar + 0.1 * unit, "torso")
-    hem = levels.knee + 0.5 * (levels.ankle - levels.knee)
+    # Down to the shoes: a dress shorter than the trousers before it leaves bare legs, not cuffs.
+    hem = levels.ankle - 0.22 * unit
     body = np.maximum(_rows(person, collar, hem), _torso(person))
     region = _grown(_filled_rows(_trunk_only(body, person)), 0.22 * unit)
     region[: max(int(collar - 0.1 * unit), 0)] = 0
