@@ -59,6 +59,7 @@ def uncover(
     # Where a body goes on under the garment it has no edge to be shaded.
     whole = flesh | (wearer.body_hw & (garment_alpha > 0.5))
     lit = wearer.skin_hw & ~near(worn, round(0.04 * unit))  # beside a garment lies its shadow
+    lit &= ~_shoes(body, (lit.shape[0], lit.shape[1]))
     skin = paint_skin(wearer.lab_hwc, wearer.complexion, lit, whole, unit)
     backdrop = fill_backdrop(request.crop_hwc, wearer.person_hw | worn, shown)
     body_soft = blur(flesh.astype(np.float32), 1.2)[..., None]
@@ -67,6 +68,15 @@ def uncover(
     change = np.maximum(change, shown & near(~wearer.skin_hw, 1)) * (request.region_hw > 0)
     mixed = change[..., None] * filled + (1 - change[..., None]) * request.crop_hwc
     return np.asarray(np.rint(mixed), np.uint8), np.asarray(change, np.float32)
+
+
+def _shoes(body: Body, size: tuple[int, int]) -> BoolArray:
+    """Around the feet, where pale shoes look like skin."""
+    mask = np.zeros(size, bool)
+    for _, knee, ankle in body.legs:
+        toe = ankle + 0.15 * (ankle - knee)
+        mask |= limb_mask(size, [ankle, toe], (0.4 * body.unit_px, 0.4 * body.unit_px))
+    return mask
 
 
 def _bare_parts(wearer: Wearer, body: Body, garment_alpha: FloatArray) -> BoolArray:
