@@ -67,7 +67,7 @@ def try_on(api: Client, samples: Path, expert: Expert, person: str) -> tuple[str
 
 @pytest.mark.parametrize("expert", EXPERTS)
 def test_expert_finds_its_region_on_real_people_and_changes_nothing_else(
-    api: Client, samples: Path, expert: Expert
+    samples: Path, api: Client, expert: Expert
 ) -> None:
     out_dir = os.environ.get("SM4LL_SAMPLES_OUT")
     outcomes: dict[str, str] = {}
