@@ -451,14 +451,3 @@ def test_notch_beside_the_shoulder_is_filled_with_the_garment() -> None:
     assert closed[45:60, 48:52, 3].min() > 200
     assert closed[50, 50, 0] > 150
     assert not close_seams(layer, [], 100.0)[45:60, 48:52].any()
-
-
-def test_pale_shoes_lend_bared_shins_no_colour() -> None:
-    request = ask(SKIRT)
-    picture = request.crop_hwc.copy()
-    picture[548:, 170:310] = np.where(
-        (request.silhouette_hw > 0)[548:, 170:310, None], (214, 200, 188), picture[548:, 170:310]
-    )
-    image, _ = dress(replace(request, crop_hwc=picture), "bottom")
-    shin = image[525:540, 202:210].reshape(-1, 3).mean(axis=0)
-    assert shin[0] - shin[2] > 60
