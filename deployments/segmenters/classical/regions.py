@@ -111,8 +111,21 @@ def _dress(person: Person) -> UInt8Array:
     hem = levels.ankle - 0.22 * unit
     body = np.maximum(_rows(person, collar, hem), _torso(person))
     region = _grown(_filled_rows(_trunk_only(body, person)), 0.22 * unit)
+    _flare(region, int(levels.waist), 0.5 * unit)
     region[: max(int(collar - 0.1 * unit), 0)] = 0
     return _without_hands(_without_head(region, person), person)
+
+
+def _flare(region: UInt8Array, waist_row: int, reach_px: float) -> None:
+    """Widen everything below the waist, gradually: room for a skirt wider than the hips."""
+    skirt = region[max(waist_row, 0) :]
+    if not len(skirt):  # the picture ends above the waist
+        return
+    kernel = np.ones((1, 2 * int(reach_px) + 1), np.uint8)
+    wider = cv2.dilate(skirt, kernel)
+    distance = cv2.distanceTransform(255 - skirt, cv2.DIST_L2, 3)
+    allowed = np.minimum(np.arange(len(skirt)) * 0.35, reach_px)
+    skirt[(wider > 0) & (distance <= allowed[:, None])] = 255
 
 
 def _shoes(person: Person) -> UInt8Array:
