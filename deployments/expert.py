@@ -44,11 +44,10 @@ class ExpertReplica:
             self._thread, self._generate, request, stop
         )
         try:
-            return await asyncio.shield(work)
+            return await work
         except asyncio.CancelledError:
+            # Not started: it never will. Running: it ends at its next step.
             stop.set()
-            # Whoever is next waits for the thread either way; the result is nobody's.
-            work.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise
 
     def _generate(self, request: ExpertRequest, stop: threading.Event) -> ExpertReply:

@@ -11,20 +11,24 @@ Options = dict[str, Any]
 GRACEFUL_SHUTDOWN_S = 90.0
 
 
-def _autoscaling(autoscaling: Autoscaling) -> Options:
-    return {
+def _replicas(autoscaling: Autoscaling) -> Options:
+    if autoscaling.min_replicas == autoscaling.max_replicas:
+        # Nothing to decide, so no caller needs to keep the autoscaler's books on every request.
+        return {"num_replicas": autoscaling.min_replicas}
+    config = {
         "min_replicas": autoscaling.min_replicas,
         "max_replicas": autoscaling.max_replicas,
         "target_ongoing_requests": autoscaling.target_ongoing_requests,
         "upscale_delay_s": autoscaling.upscale_delay_s,
         "downscale_delay_s": autoscaling.downscale_delay_s,
     }
+    return {"autoscaling_config": config}
 
 
 def _common(name: str, autoscaling: Autoscaling, resources: Resources) -> Options:
     return {
         "name": name,
-        "autoscaling_config": _autoscaling(autoscaling),
+        **_replicas(autoscaling),
         "ray_actor_options": {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus},
         "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_S,
     }

@@ -55,6 +55,13 @@ def test_autoscaling_bounds_and_resources_reach_ray() -> None:
     assert options["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0.25}
 
 
+def test_equal_bounds_are_a_fixed_number_of_replicas() -> None:
+    fixed = DeployedVersion(version="top@2", autoscaling=Autoscaling(min_replicas=2))
+    options = expert_options(fixed)
+    assert options["num_replicas"] == 2
+    assert "autoscaling_config" not in options
+
+
 def test_every_deployment_drains_longer_than_the_longest_request() -> None:
     family = FamilyConfig(experts=(DeployedVersion(version="eye@1"),))
     for options in (
