@@ -115,7 +115,8 @@ class _Parts:
 def _part_name(disposition: bytes) -> str:
     """A client sends the same few headers with every request; parsing one takes 15 us."""
     _, options = parse_options_header(disposition)
-    return options.get(b"name", b"").decode("utf-8", "replace")
+    name: str = options.get(b"name", b"").decode("utf-8", "replace")
+    return name
 
 
 async def _read_multipart(
