@@ -13,8 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from serve.config import Config, FamilyConfig, VersionId, load_yaml
 from serve.errors import ConfigError
 from serve.messages import Expert
-
-Quality = Literal["draft", "normal", "high"]
+from serve.schemas import Quality
 
 
 class WarpConfig(Config):

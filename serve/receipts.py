@@ -6,6 +6,7 @@ from typing import Any
 
 from serve.catalog import Choice
 from serve.imaging.decode import DecodedImage
+from serve.imaging.encode import LOSSLESS
 from serve.messages import ExpertReply
 from serve.schemas import Affine, Format, InputDigest, OutsideReport, Receipt
 from serve.steps import Answer, CropWork, Inputs, Region, TryOnWork
@@ -44,7 +45,7 @@ def tryon_receipt(
         crop_box=plan.box,
         crop_size=(plan.crop_w_px, plan.crop_h_px),
         affine=Affine(scale_x=1 / to_crop_x, scale_y=1 / to_crop_y, left=x0, top=y0),
-        outside=OutsideReport(max_abs_diff=worst, lossless=image_format != "jpeg"),
+        outside=OutsideReport(max_abs_diff=worst, lossless=image_format in LOSSLESS),
         notes=reply.notes,
     )
 

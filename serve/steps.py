@@ -11,7 +11,7 @@ from serve.errors import GenerationFailed
 from serve.imaging.blend import choose_feather_px
 from serve.imaging.colour import crop_to_srgb, to_srgb, to_srgb_rgba
 from serve.imaging.decode import DecodedImage, decode_image
-from serve.imaging.encode import encode_image
+from serve.imaging.encode import LOSSLESS, encode_image
 from serve.imaging.layers import build_product_layer, build_region_map, pack_layers
 from serve.imaging.limits import ImageLimits
 from serve.imaging.mask import decode_mask
@@ -245,7 +245,7 @@ def deliver(
         )
     with watch.stage("prove"):
         proof = prove_outside(file, person, crop.region_box_hw, crop.plan.box)
-    if proof.max_abs_diff and image_format != "jpeg":
+    if proof.max_abs_diff and image_format in LOSSLESS:
         raise GenerationFailed(
             f"the file differs by {proof.max_abs_diff} levels outside the region: not delivered"
         )

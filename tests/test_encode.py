@@ -11,8 +11,9 @@ from PIL import Image
 
 from serve.errors import InvalidRequest
 from serve.imaging.decode import decode_image
-from serve.imaging.encode import LOSSLESS, MEDIA_TYPES, OutputFormat, encode_image
+from serve.imaging.encode import LOSSLESS, MEDIA_TYPES, encode_image
 from serve.imaging.limits import ImageLimits
+from serve.schemas import Format
 from tests.image_files import build_exif, build_profile, make_rgb
 
 P3 = build_profile()
@@ -22,7 +23,7 @@ EXIF = build_exif(1)
 @pytest.mark.parametrize("format", LOSSLESS)
 @pytest.mark.parametrize("depth", [8, 16])
 @pytest.mark.parametrize("with_alpha", [False, True])
-def test_lossless_round_trip(format: OutputFormat, depth: int, with_alpha: bool) -> None:
+def test_lossless_round_trip(format: Format, depth: int, with_alpha: bool) -> None:
     pixels = make_rgb(depth=depth)
     alpha = make_rgb(seed=3, depth=depth)[..., 1].copy() if with_alpha else None
     if alpha is not None:
@@ -42,7 +43,7 @@ def test_lossless_round_trip(format: OutputFormat, depth: int, with_alpha: bool)
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "jpeg"])
-def test_pillow_reads_profile_and_exif_back(format: OutputFormat) -> None:
+def test_pillow_reads_profile_and_exif_back(format: Format) -> None:
     data = encode_image(make_rgb(), None, format=format, icc_profile=P3, exif=EXIF)
     image = Image.open(io.BytesIO(data))
     image.load()

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from serve.imaging.colour import crop_to_srgb
 from serve.imaging.decode import DecodedImage, decode_image
-from serve.imaging.encode import LOSSLESS, OutputFormat, encode_image
+from serve.imaging.encode import LOSSLESS, encode_image
 from serve.imaging.limits import ImageLimits
-from serve.imaging.paste import Blend, Pasted, paste_back
+from serve.imaging.paste import Pasted, paste_back
 from serve.imaging.proof import OutsideProof, prove_outside
 from serve.imaging.region import (
     CropPlan,
@@ -23,6 +23,7 @@ from serve.imaging.region import (
     plan_crop,
     upscale_region,
 )
+from serve.schemas import Blend, Format
 from tests.image_files import build_profile, make_region, make_rgb
 
 P3 = build_profile()
@@ -60,7 +61,7 @@ def deliver(
     pasted: Pasted,
     region: Any,
     plan: CropPlan,
-    format: OutputFormat,
+    format: Format,
 ) -> OutsideProof:
     file = encode_image(
         pasted.pixels,
@@ -86,7 +87,7 @@ def deliver(
 )
 def test_outside_is_identical_in_the_delivered_file(
     box: tuple[int, int, int, int],
-    format: OutputFormat,
+    format: Format,
     depth: int,
     alpha: bool,
     profile: bool,
@@ -113,7 +114,7 @@ def test_outside_is_identical_in_the_delivered_file(
 
 @pytest.mark.parametrize("format", LOSSLESS)
 @pytest.mark.parametrize("place", ["outside the box", "inside the box", "alpha"])
-def test_one_changed_pixel_outside_is_caught(format: OutputFormat, place: str) -> None:
+def test_one_changed_pixel_outside_is_caught(format: Format, place: str) -> None:
     image = make_image(alpha=True)
     plan, region, crop = prepare(image, make_region(160, 120, (60, 40, 100, 80)))
     pasted = paste_back(image, crop, None, plan, region)

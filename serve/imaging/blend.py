@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-UInt8Array = NDArray[np.uint8]
+from serve.messages import UInt8Array
+
 FloatArray = NDArray[np.float32]
 DEFAULT_FEATHER = 0.02
 _MAX_SHIFT_LAB = (8.0, 6.0, 6.0)

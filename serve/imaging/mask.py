@@ -1,18 +1,15 @@
 """A caller's own mask as a region, or a refusal that says what is wrong with it."""
 
-from typing import Literal
-
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from serve.errors import MaskRejected
 from serve.imaging.colour import reduce_depth
 from serve.imaging.decode import DecodedImage, decode_image
 from serve.imaging.limits import ImageLimits
+from serve.messages import UInt8Array
+from serve.schemas import MaskConvention
 
-MaskConvention = Literal["white_edits", "black_edits", "alpha_edits"]
-UInt8Array = NDArray[np.uint8]
 _FULL_SHARE = 0.995
 # Photographs of persons: over 0.5 neither black nor white, over 0.08 of it coloured (24 samples).
 # Masks with very wide soft edges: up to 0.25, and grey.

@@ -1,7 +1,6 @@
 """The painted crop back into the original: only pixels of the region are ever written."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -18,10 +17,10 @@ from serve.imaging.blend import (
 from serve.imaging.colour import IntBox, crop_to_srgb, from_srgb
 from serve.imaging.decode import DecodedImage, Pixels
 from serve.imaging.region import CropPlan, extract_crop, resample, restore_crop
+from serve.messages import UInt8Array
+from serve.schemas import Blend
 
-UInt8Array = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
-Blend = Literal["exact", "seamless"]
 _PAINTED_LEVELS = 12  # above resampling and codec noise, below any visible product
 
 

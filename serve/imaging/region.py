@@ -8,13 +8,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from serve.errors import SubjectNotFound
 from serve.imaging.colour import IntBox
-from serve.messages import Point
+from serve.messages import Point, UInt8Array
 
-UInt8Array = NDArray[np.uint8]
 _CUBIC_ABOVE = 1.5
 _AREA_BELOW = 0.75
 _PAINTABLE = 63
