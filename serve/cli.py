@@ -141,7 +141,7 @@ def _say_ready(url: str) -> None:
     out.print("Try it:")
     out.print(
         f"  curl -s {url}/v1/tryon -F expert={case.expert} -F person=@{case.person_path} "
-        f"-F product=@{case.product_path} -o out.jpg",
+        f"-F product=@{case.product_path} -F format=png -o out.png",
         markup=False,
         highlight=False,
     )
