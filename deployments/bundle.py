@@ -8,27 +8,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    model_validator,
+)
 
+from deployments.maskers import ClassicalMasker, MaskerConfig
+from deployments.recipes import BackendConfig, Diffusion, WarpConfig
 from serve.config import Config, FamilyConfig, VersionId, load_yaml
 from serve.errors import ConfigError
 from serve.messages import Expert
 from serve.schemas import Quality
 
-
-class WarpConfig(Config):
-    """The embedded default: classical computer vision, no weights, a preview."""
-
-    kind: Literal["warp"] = "warp"
-
-
-class NoopConfig(Config):
-    """Gives the crop back unchanged: measures everything around an expert."""
-
-    kind: Literal["noop"] = "noop"
-
-
-BackendConfig = Annotated[WarpConfig | NoopConfig, Field(discriminator="kind")]
+UInt8 = Annotated[int, Field(ge=0, le=255)]
+Size = tuple[PositiveInt, PositiveInt]
+"""Width and height in pixels."""
 
 
 class Licence(Config):
@@ -39,14 +37,6 @@ class Licence(Config):
     url: str | None = None
 
 
-class Masker(Config):
-    """How the region is found."""
-
-    kind: Literal["classical"] = "classical"
-    dilation: NonNegativeFloat = Field(default=0.0, le=1.0)
-    """Grows the region by this fraction of its box's shorter side."""
-
-
 class Crop(Config):
     """Which part of the picture the expert sees, and at what size."""
 
@@ -55,12 +45,26 @@ class Crop(Config):
     size_px: PositiveInt = 768
     """Longer side of what the expert sees."""
     multiple_of: PositiveInt = 16
+    sizes: tuple[Size, ...] = ()
+    """When given, every crop has one of these sizes, by taking in more of the picture: then
+    requests can share a batch and compiled kernels are reused."""
+
+
+class Canvas(Config):
+    """The product on a plain ground of a fixed size, whole and centred, its aspect kept."""
+
+    size: Size
+    background: tuple[UInt8, UInt8, UInt8] = (255, 255, 255)
+    margin: NonNegativeFloat = Field(default=0.05, lt=0.5)
+    """Least free border, as a fraction of the canvas' shorter side."""
 
 
 class Product(Config):
     """How the product picture is prepared."""
 
     max_side_px: PositiveInt = 1024
+    canvas: Canvas | None = None
+    """What a diffusion expert is given; without one it gets the cut-out as it is."""
     landmarks: bool = False
     """True when the product is itself a person whose face must be found."""
 
@@ -92,7 +96,7 @@ class Bundle(Config):
     status: Literal["pre-release", "alpha", "beta", "stable", "benchmark"]
     licence: Licence
     backend: BackendConfig = WarpConfig()
-    masker: Masker = Masker()
+    masker: MaskerConfig = ClassicalMasker()
     crop: Crop = Crop()
     product: Product = Product()
     blend: Blend = Blend()
@@ -100,6 +104,7 @@ class Bundle(Config):
     guidance: NonNegativeFloat = 0.0
     imaging: Literal["full", "passthrough"] = "full"
     """`passthrough` sends the encoded bytes through the expert and back, for benchmarks only."""
+    _home: Path = PrivateAttr(default=Path())
 
     @model_validator(mode="after")
     def _only_noop_passes_bytes_through(self) -> Self:
@@ -107,9 +112,31 @@ class Bundle(Config):
             raise ValueError("imaging: passthrough works with the noop backend only")
         return self
 
+    @model_validator(mode="after")
+    def _diffusion_gets_a_canvas(self) -> Self:
+        if isinstance(self.backend, Diffusion) and self.product.canvas is None:
+            raise ValueError("a diffusion backend needs product.canvas")
+        return self
+
     @property
     def version(self) -> VersionId:
         return f"{self.expert}@{self.name}"
+
+    @property
+    def home(self) -> Path:
+        """Folder of the bundle's file: paths in it are relative to this."""
+        return self._home
+
+    @property
+    def folder(self) -> Path:
+        """What belongs to this version beside its file: footprint, golden samples."""
+        return self._home / f"{self.expert}.{self.name}"
+
+    def located(self, home: Path) -> "Bundle":
+        """The same bundle, read from `home`. Where it lies is no part of what it pins."""
+        bundle = self.model_copy()
+        bundle._home = home
+        return bundle
 
     @property
     def is_preview(self) -> bool:
@@ -139,7 +166,7 @@ def load_bundle(path: Path) -> Bundle:
     bundle = load_yaml(path, Bundle)
     if path.name != bundle_path(path.parent, bundle.version).name:
         raise ConfigError(f"{path}: the file's name says otherwise than its {bundle.version}")
-    return bundle
+    return bundle.located(path.parent.resolve())
 
 
 def load_family(path: Path) -> tuple[FamilyConfig, dict[VersionId, Bundle]]:
@@ -150,7 +177,37 @@ def load_family(path: Path) -> tuple[FamilyConfig, dict[VersionId, Bundle]]:
     """
     family = load_yaml(path, FamilyConfig)
     bundles_dir = path.parent / family.bundles_dir
-    return family, {
+    bundles = {
         deployed.version: load_bundle(bundle_path(bundles_dir, deployed.version))
         for deployed in family.experts
     }
+    for deployed in family.experts:
+        _check_licence(path, bundles[deployed.version], deployed.allow_noncommercial)
+    for shared in family.shared:
+        _check_base(path, [bundles[d.version] for d in family.experts if d.shared == shared.name])
+    return family, bundles
+
+
+def _check_licence(path: Path, bundle: Bundle, allow_noncommercial: bool) -> None:
+    if not bundle.licence.commercial_use and not allow_noncommercial:
+        raise ConfigError(
+            f"{path}: {bundle.version} is under {bundle.licence.name}, which forbids commercial "
+            "use; set allow_noncommercial: true on it if yours is not"
+        )
+
+
+def _check_base(path: Path, bundles: list[Bundle]) -> None:
+    """Versions that share replicas differ in adapter and prompt only."""
+    first, *others = bundles
+    if not isinstance(first.backend, Diffusion):
+        raise ConfigError(f"{path}: {first.version} has no base to share")
+    for other in others:
+        if _base_of(other) != _base_of(first):
+            raise ConfigError(
+                f"{path}: {other.version} and {first.version} cannot share replicas: they differ "
+                "in more than adapter and prompt"
+            )
+
+
+def _base_of(bundle: Bundle) -> object:
+    return bundle.backend.model_dump(exclude={"adapter", "prompt"}), bundle.home

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from deployments.backends.registry import create_backend
 from deployments.bundle import Bundle
+from serve.config import ReplicaPlan
 from serve.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -24,11 +25,11 @@ MAX_FAILURES_IN_A_ROW = 5
 class ExpertReplica:
     """Runs one backend on one thread; a caller who leaves frees it within one step."""
 
-    def __init__(self, bundle: Bundle):
-        self._bundle = bundle
-        self._backend = create_backend(bundle.backend.kind, bundle.version)
+    def __init__(self, bundles: tuple[Bundle, ...], plan: ReplicaPlan):
+        self._plan = plan
+        self._backend = create_backend(bundles, plan)
         # One thread: backends are not thread-safe, and the loop stays free for health checks.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=bundle.version)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=plan.name)
         self._failures_in_a_row = 0
         self._backend.load()
 
@@ -72,11 +73,11 @@ class ExpertReplica:
         if isinstance(exc, Sm4llError):
             raise exc
         # The cause's own type may not unpickle at the caller: its words travel, not it.
-        raise GenerationFailed(f"{self._bundle.version}: {type(exc).__name__}: {exc}") from exc
+        raise GenerationFailed(f"{self._plan.name}: {type(exc).__name__}: {exc}") from exc
 
     async def ping(self) -> str:
         """Answers once the backend is loaded."""
-        return self._bundle.version
+        return self._plan.name
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises three times."""

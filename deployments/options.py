@@ -1,8 +1,19 @@
 """Family configuration to Ray deployment options; pure."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from serve.config import Autoscaling, DeployedVersion, Resources, RouterConfig, SegmenterConfig
+from deployments.bundle import Bundle
+from serve.config import (
+    Autoscaling,
+    Deployed,
+    FamilyConfig,
+    Resources,
+    RouterConfig,
+    SegmenterConfig,
+    VersionId,
+)
 
 Options = dict[str, Any]
 """Keyword arguments of `rayserve.deployment(...)`."""
@@ -41,17 +52,42 @@ def router_options(config: RouterConfig) -> Options:
     }
 
 
-def segmenter_options(config: SegmenterConfig) -> Options:
+def segmenter_options(config: SegmenterConfig, masker_id: str) -> Options:
+    """Options of one masker's deployment: `Segmenter-classical`."""
     return {
-        **_common("Segmenter", config.autoscaling, config.resources),
+        **_common(f"Segmenter-{masker_id}", config.autoscaling, config.resources),
         # Two full batches: one computing, one collecting.
         "max_ongoing_requests": 2 * config.max_batch_size,
     }
 
 
-def expert_options(deployed: DeployedVersion) -> Options:
-    """Options of one version's deployment, named after it: `Expert-eye@1`."""
+@dataclass(frozen=True, slots=True)
+class ExpertGroup:
+    """The versions that one deployment's replicas hold: one, or several on one base."""
+
+    name: str
+    """Of the deployment: `Expert-eye@1`, or `Experts-klein` for shared replicas."""
+    deployed: Deployed
+    bundles: tuple[Bundle, ...]
+
+
+def group_experts(
+    family: FamilyConfig, bundles: Mapping[VersionId, Bundle]
+) -> tuple[ExpertGroup, ...]:
+    """Every expert deployment of the family, in its order."""
+    groups: dict[str, ExpertGroup] = {}
+    for deployed in family.experts:
+        own = deployed.shared is None
+        name = f"Expert-{deployed.version}" if own else f"Experts-{deployed.shared}"
+        before = groups[name].bundles if name in groups else ()
+        together = (*before, bundles[deployed.version])
+        groups[name] = ExpertGroup(name, family.replicas_of(deployed), together)
+    return tuple(groups.values())
+
+
+def expert_options(name: str, deployed: Deployed) -> Options:
+    """Options of one expert deployment."""
     return {
-        **_common(f"Expert-{deployed.version}", deployed.autoscaling, deployed.resources),
+        **_common(name, deployed.autoscaling, deployed.resources),
         "max_ongoing_requests": deployed.max_ongoing_requests,
     }

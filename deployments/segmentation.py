@@ -2,11 +2,14 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from ray import serve as rayserve
 
+from deployments.maskers import MaskerConfig
+from deployments.segmenters.base import SegmenterPlan
 from deployments.segmenters.registry import create_segmenter
-from serve.config import SegmenterConfig
+from serve.config import SegmenterConfig, WeightsConfig
 from serve.errors import GenerationFailed, Sm4llError
 from serve.messages import SegmentReply, SegmentRequest
 
@@ -14,8 +17,11 @@ from serve.messages import SegmentReply, SegmentRequest
 class SegmenterReplica:
     """Batches requests onto one thread; results are cached by content inside the segmenter."""
 
-    def __init__(self, config: SegmenterConfig):
-        self._segmenter = create_segmenter("classical", config.cache_mib * 2**20)
+    def __init__(
+        self, config: SegmenterConfig, masker: MaskerConfig, home: Path, weights: WeightsConfig
+    ):
+        plan = SegmenterPlan(config.cache_mib * 2**20, home, weights)
+        self._segmenter = create_segmenter(masker, plan)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="segmenter")
         self._batched.set_max_batch_size(config.max_batch_size)
         self._batched.set_batch_wait_timeout_s(config.batch_wait_s)

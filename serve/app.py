@@ -8,8 +8,14 @@ from ray.serve import Application
 
 from deployments.bundle import load_family
 from deployments.expert import ExpertReplica
-from deployments.options import expert_options, router_options, segmenter_options
+from deployments.options import (
+    expert_options,
+    group_experts,
+    router_options,
+    segmenter_options,
+)
 from deployments.segmentation import SegmenterReplica
+from serve.config import ReplicaPlan
 from serve.router import IngressRouter
 from serve.settings import Settings
 
@@ -30,15 +36,23 @@ def build_app(args: AppArgs) -> Application:
         ConfigError: the family or one of its bundles cannot be used.
     """
     family, bundles = load_family((args.family or Settings().family).resolve())
-    segmenter = rayserve.deployment(SegmenterReplica, **segmenter_options(family.segmenter)).bind(
-        family.segmenter
-    )
-    experts = {
-        deployed.version: rayserve.deployment(ExpertReplica, **expert_options(deployed)).bind(
-            bundles[deployed.version]
-        )
-        for deployed in family.experts
+    segmenters = {
+        masker_id: rayserve.deployment(
+            SegmenterReplica, **segmenter_options(family.segmenter, masker_id)
+        ).bind(family.segmenter, bundle.masker, bundle.home, family.weights)
+        for masker_id, bundle in {bundle.masker.id: bundle for bundle in bundles.values()}.items()
     }
+    experts = {}
+    for group in group_experts(family, bundles):
+        plan = ReplicaPlan(
+            name=group.name,
+            weights=family.weights,
+            num_gpus=group.deployed.resources.num_gpus,
+        )
+        handle = rayserve.deployment(
+            ExpertReplica, **expert_options(group.name, group.deployed)
+        ).bind(group.bundles, plan)
+        experts.update(dict.fromkeys((bundle.version for bundle in group.bundles), handle))
     return rayserve.deployment(IngressRouter, **router_options(family.router)).bind(
-        family, bundles, segmenter, experts
+        family, bundles, segmenters, experts
     )

@@ -84,14 +84,36 @@ class Resources(Config):
     num_gpus: NonNegativeFloat = 0.0
 
 
-class DeployedVersion(Config):
-    """One expert version that runs in the cluster."""
+class Deployed(Config):
+    """How the replicas of one deployment run."""
 
-    version: VersionId
     autoscaling: Autoscaling = Autoscaling()
     resources: Resources = Resources()
     max_ongoing_requests: PositiveInt = 4
-    """Per replica: one on the device, the others prepared behind it."""
+    """Per replica: one batch on the device, the others prepared behind it."""
+
+
+class SharedReplicas(Deployed):
+    """One deployment whose replicas hold one base and the adapters of several versions."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+
+
+class DeployedVersion(Deployed):
+    """One expert version that runs in the cluster."""
+
+    version: VersionId
+    shared: str | None = None
+    """Name of the shared replicas it runs on, instead of its own."""
+    allow_noncommercial: bool = False
+    """Serve it although its licence forbids commercial use."""
+
+    @model_validator(mode="after")
+    def _shared_brings_its_own(self) -> Self:
+        own = self.model_fields_set & {"autoscaling", "resources", "max_ongoing_requests"}
+        if self.shared is not None and own:
+            raise ValueError(f"{', '.join(sorted(own))} belongs to the shared replicas")
+        return self
 
     @property
     def expert(self) -> Expert:
@@ -126,6 +148,25 @@ class SegmenterConfig(Config):
     """Person analyses kept by content hash in each replica."""
 
 
+class WeightsConfig(Config):
+    """How weights reach a replica."""
+
+    local_files_only: bool = False
+    """Never ask the hub: weights are on disk already, or the replica does not start."""
+    cache_dir: Path | None = None
+    """Where hub repositories are kept; the hub library's own place when absent."""
+
+
+class ReplicaPlan(Config):
+    """What one expert deployment's replicas are told besides their bundles."""
+
+    name: str
+    """Of the deployment, for messages."""
+    weights: WeightsConfig = WeightsConfig()
+    num_gpus: NonNegativeFloat = 0.0
+    """Below 1: the share of the device's memory that one replica may hold."""
+
+
 class FamilyConfig(Config):
     """What one cluster serves."""
 
@@ -133,6 +174,9 @@ class FamilyConfig(Config):
     """Where the bundles lie, relative to this file."""
     router: RouterConfig = RouterConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
+    """Of every masker that the bundles name; each has its own deployment."""
+    weights: WeightsConfig = WeightsConfig()
+    shared: tuple[SharedReplicas, ...] = ()
     experts: tuple[DeployedVersion, ...] = Field(min_length=1)
     """In order: the first version of an expert is the one a request gets by default."""
 
@@ -143,3 +187,20 @@ class FamilyConfig(Config):
         if twice:
             raise ValueError(f"listed twice: {', '.join(twice)}")
         return self
+
+    @model_validator(mode="after")
+    def _shared_replicas_are_listed(self) -> Self:
+        names = [shared.name for shared in self.shared]
+        used = {deployed.shared for deployed in self.experts if deployed.shared is not None}
+        if len(set(names)) != len(names):
+            raise ValueError("two shared replicas have the same name")
+        if used != set(names):
+            wrong = ", ".join(sorted(used ^ set(names)))
+            raise ValueError(f"shared: named on one side only: {wrong}")
+        return self
+
+    def replicas_of(self, deployed: DeployedVersion) -> Deployed:
+        """How the replicas that hold this version run: its own, or those it shares."""
+        if deployed.shared is None:
+            return deployed
+        return next(shared for shared in self.shared if shared.name == deployed.shared)

@@ -61,6 +61,7 @@ class SegmentRequest:
     content_hash: str
     """Of the original bytes; the cache key together with the masker."""
     masker: str = "classical"
+    """Which masker shall find it: `Masker.id` of the bundle."""
     dilation: float = 0.0
     """Grow the region by this fraction of its box's shorter side."""
 
@@ -89,6 +90,8 @@ class ExpertRequest:
     """Paint the product into the region of one crop."""
 
     request_id: str
+    version: str
+    """`expert@name`: replicas may hold several versions on one base."""
     crop_hwc: UInt8Array
     """(H, W, 3): the part of the person's picture around the region, at the expert's size."""
     region_hw: UInt8Array
@@ -116,6 +119,15 @@ class ExpertRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamCost:
+    """What a third party charged for one request."""
+
+    provider: str
+    usd: float
+    credits: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertReply:
     """What an expert painted."""
 
@@ -125,6 +137,12 @@ class ExpertReply:
     """(N, H, W): 0 where the expert left the crop as it was; None when it does not know."""
     version: str
     batch_size: int = 1
+    """Requests that shared the pass."""
+    batch_id: str = ""
+    """The same for all of one pass; empty when nothing was batched."""
+    batch_index: int = 0
+    """Place of this request in its batch."""
     generate_ms: float = 0.0
+    cost: UpstreamCost | None = None
     notes: tuple[str, ...] = ()
     """What a person should know about this picture, in words, for receipt and Studio."""

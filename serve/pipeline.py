@@ -135,7 +135,7 @@ class Pipeline:
                 image_hwc=inputs.person_copy_hwc,
                 expert=bundle.expert,
                 content_hash=person.sha256,
-                masker=bundle.masker.kind,
+                masker=bundle.masker.id,
                 dilation=bundle.masker.dilation,
             )
         )
@@ -148,7 +148,7 @@ class Pipeline:
             image_hwc=np.ascontiguousarray(inputs.product_rgba[:, :, :3]),
             expert=bundle.expert,
             content_hash=inputs.product.sha256,
-            masker=bundle.masker.kind,
+            masker=bundle.masker.id,
         )
         try:
             return (await self._segment(request)).landmarks
@@ -187,6 +187,7 @@ class Pipeline:
         nothing = np.zeros((1, 1), np.uint8)
         request = ExpertRequest(
             request_id=work.request_id,
+            version=choice.bundle.version,
             crop_hwc=np.frombuffer(work.person, np.uint8)[None, :, None],
             region_hw=nothing,
             silhouette_hw=None,

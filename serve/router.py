@@ -21,7 +21,7 @@ from deployments.bundle import Bundle
 from serve.api.app import build_api
 from serve.api.models import State
 from serve.catalog import Catalog
-from serve.config import FamilyConfig, VersionId
+from serve.config import DeployedVersion, FamilyConfig, VersionId
 from serve.errors import Cancelled, GenerationFailed, Overloaded, Sm4llError
 from serve.imaging.limits import ImageLimits
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
@@ -81,7 +81,7 @@ class Router:
         self,
         family: FamilyConfig,
         bundles: Mapping[VersionId, Bundle],
-        segmenter: DeploymentHandle,
+        segmenters: Mapping[str, DeploymentHandle],
         experts: Mapping[VersionId, DeploymentHandle],
     ):
         self._catalog = Catalog(family, bundles)
@@ -91,7 +91,7 @@ class Router:
             max_pixels=config.max_megapixels * 1_000_000,
             max_side_px=config.max_side_px,
         )
-        self._segmenter = _Transports(segmenter)
+        self._segmenters = {masker: _Transports(handle) for masker, handle in segmenters.items()}
         self._experts = {version: _Transports(handle) for version, handle in experts.items()}
         self._threads = ThreadPoolExecutor(config.num_imaging_threads, thread_name_prefix="imaging")
         self._logger = logging.getLogger("ray.serve")
@@ -115,8 +115,8 @@ class Router:
         )
 
     async def _segment(self, request: SegmentRequest) -> SegmentReply:
-        with map_handle_errors("the segmenter"):
-            handle = self._segmenter.choose(request.num_bytes)
+        with map_handle_errors(f"the segmenter {request.masker}"):
+            handle = self._segmenters[request.masker].choose(request.num_bytes)
             reply: SegmentReply = await handle.segment.remote(request)
         return reply
 
@@ -144,19 +144,23 @@ class Router:
         wanted = {
             deployed.version: self._experts[deployed.version]
             for deployed in self._catalog.family.experts
-            if deployed.autoscaling.min_replicas >= 1
+            if self._is_kept_up(deployed)
         }
         if self._catalog.family.segmenter.autoscaling.min_replicas >= 1:
-            wanted["segmenter"] = self._segmenter
+            for masker, transports in self._segmenters.items():
+                wanted[f"segmenter {masker}"] = transports
         answers = await asyncio.gather(*map(self._answers, wanted.values()))
         return tuple(name for name, answered in zip(wanted, answers, strict=True) if not answered)
+
+    def _is_kept_up(self, deployed: DeployedVersion) -> bool:
+        return self._catalog.family.replicas_of(deployed).autoscaling.min_replicas >= 1
 
     async def _read_states(self) -> Mapping[VersionId, State]:
         waiting = await self._read_waiting()
         states: dict[VersionId, State] = {}
         for deployed in self._catalog.family.experts:
             # Pinging a version that scaled to zero would start it.
-            is_idle = deployed.autoscaling.min_replicas == 0
+            is_idle = not self._is_kept_up(deployed)
             ready: State = "starting" if deployed.version in waiting else "ready"
             states[deployed.version] = "idle" if is_idle else ready
         return states

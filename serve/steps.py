@@ -160,6 +160,7 @@ def plan_work(
     silhouette_hw, landmarks = _about_person(region, plan)
     request = ExpertRequest(
         request_id=work.request_id,
+        version=bundle.version,
         crop_hwc=extract_crop(crop_to_srgb(person, plan.box), plan),
         region_hw=shrink_region(region_box_hw, plan),
         silhouette_hw=silhouette_hw,

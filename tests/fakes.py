@@ -10,10 +10,14 @@ from fastapi import FastAPI
 
 from deployments.bundle import load_family
 from deployments.expert import ExpertReplica
+from deployments.maskers import ClassicalMasker
+from deployments.options import group_experts
+from deployments.segmenters.base import SegmenterPlan
 from deployments.segmenters.registry import create_segmenter
 from serve.api.app import build_api
 from serve.api.models import State
 from serve.catalog import Catalog
+from serve.config import ReplicaPlan
 from serve.errors import Sm4llError
 from serve.imaging.limits import ImageLimits
 from serve.messages import SegmentReply, SegmentRequest
@@ -29,9 +33,12 @@ def build_local_api(
         router = family.router.model_copy(update={"default_timeout_s": timeout_s})
         family = family.model_copy(update={"router": router})
     catalog = Catalog(family, bundles)
-    segmenter = create_segmenter("classical", 2**26)
+    segmenter = create_segmenter(ClassicalMasker(), SegmenterPlan(2**26))
     segmenter.load()
-    replicas = {version: ExpertReplica(bundle) for version, bundle in bundles.items()}
+    replicas: dict[str, ExpertReplica] = {}
+    for group in group_experts(family, bundles):
+        replica = ExpertReplica(group.bundles, ReplicaPlan(name=group.name))
+        replicas.update({bundle.version: replica for bundle in group.bundles})
 
     async def segment(request: SegmentRequest) -> SegmentReply:
         (outcome,) = await asyncio.to_thread(segmenter.segment, [request])

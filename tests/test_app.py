@@ -48,7 +48,7 @@ def test_autoscaling_bounds_and_resources_reach_ray() -> None:
         autoscaling=Autoscaling(min_replicas=0, max_replicas=5),
         resources=Resources(num_cpus=1, num_gpus=0.25),
     )
-    options = expert_options(deployed)
+    options = expert_options("Expert-top@2", deployed)
     assert options["name"] == "Expert-top@2"
     assert options["autoscaling_config"]["min_replicas"] == 0
     assert options["autoscaling_config"]["max_replicas"] == 5
@@ -57,7 +57,7 @@ def test_autoscaling_bounds_and_resources_reach_ray() -> None:
 
 def test_equal_bounds_are_a_fixed_number_of_replicas() -> None:
     fixed = DeployedVersion(version="top@2", autoscaling=Autoscaling(min_replicas=2))
-    options = expert_options(fixed)
+    options = expert_options("Expert-top@2", fixed)
     assert options["num_replicas"] == 2
     assert "autoscaling_config" not in options
 
@@ -66,7 +66,7 @@ def test_every_deployment_drains_longer_than_the_longest_request() -> None:
     family = FamilyConfig(experts=(DeployedVersion(version="eye@1"),))
     for options in (
         router_options(family.router),
-        segmenter_options(family.segmenter),
-        expert_options(family.experts[0]),
+        segmenter_options(family.segmenter, "classical"),
+        expert_options("Expert-eye@1", family.experts[0]),
     ):
         assert options["graceful_shutdown_timeout_s"] > family.router.default_timeout_s

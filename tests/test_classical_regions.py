@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
+from deployments.cache import ByteCache
 from deployments.segmenters.classical.barrier import barrier_distance
 from deployments.segmenters.classical.body import read_body
-from deployments.segmenters.classical.cache import ByteCache
 from deployments.segmenters.classical.figure import SOLE, Figure, build_figure
 from deployments.segmenters.classical.headmarks import Head
 from deployments.segmenters.classical.outline import read_outline

@@ -4,7 +4,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from deployments.backends.registry import BACKENDS
-from deployments.bundle import BackendConfig, bundle_path, load_bundle, load_family
+from deployments.bundle import bundle_path, load_bundle, load_family
+from deployments.recipes import BackendConfig
 from deployments.segmenters.registry import SEGMENTERS
 from serve.config import FamilyConfig, load_yaml
 from serve.errors import ConfigError

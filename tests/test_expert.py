@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from deployments.backends.base import OnStep
-from deployments.bundle import Bundle, Licence, NoopConfig
+from deployments.bundle import Bundle, Licence
 from deployments.expert import MAX_FAILURES_IN_A_ROW, ExpertReplica
+from deployments.recipes import NoopConfig
+from serve.config import ReplicaPlan
 from serve.errors import DeadlineExceeded, GenerationFailed, SubjectNotFound
 from serve.messages import ExpertReply, ExpertRequest, Landmarks
 
@@ -22,12 +24,14 @@ BUNDLE = Bundle(
     licence=Licence(name="none", commercial_use=True),
     backend=NoopConfig(),
 )
+PLAN = ReplicaPlan(name="Expert-top@noop")
 
 
 def request(**changes: object) -> ExpertRequest:
     crop = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     fields: dict[str, object] = {
         "request_id": "req_1",
+        "version": "top@noop",
         "crop_hwc": crop,
         "region_hw": np.full((4, 4), 255, np.uint8),
         "silhouette_hw": None,
@@ -64,13 +68,13 @@ class SteppingBackend:
 
 
 def stepping_replica() -> tuple[ExpertReplica, SteppingBackend]:
-    replica, backend = ExpertReplica(BUNDLE), SteppingBackend()
+    replica, backend = ExpertReplica((BUNDLE,), PLAN), SteppingBackend()
     replica._backend = backend
     return replica, backend
 
 
 def test_noop_gives_the_crop_back_as_often_as_asked() -> None:
-    reply = asyncio.run(ExpertReplica(BUNDLE).generate(request(num_images=2)))
+    reply = asyncio.run(ExpertReplica((BUNDLE,), PLAN).generate(request(num_images=2)))
     assert reply.images_nhwc.shape == (2, 4, 4, 3)
     assert (reply.images_nhwc[1] == request().crop_hwc).all()
     assert reply.version == "top@noop"

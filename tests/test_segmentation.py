@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deployments.maskers import ClassicalMasker
 from deployments.options import segmenter_options
 from deployments.segmentation import SegmenterReplica
 from serve.client import Client
-from serve.config import SegmenterConfig
+from serve.config import SegmenterConfig, WeightsConfig
 from serve.demo.cases import demo_cases
 from serve.errors import GenerationFailed, Sm4llError, SubjectNotFound
 from serve.messages import Landmarks, SegmentReply, SegmentRequest
+
+CLASSICAL = (ClassicalMasker(), Path(), WeightsConfig())
 
 
 class PlainSegmenter:
@@ -46,7 +50,10 @@ def request(content_hash: str) -> SegmentRequest:
 
 
 def test_one_picture_that_fails_does_not_fail_its_batch() -> None:
-    replica, plain = SegmenterReplica(SegmenterConfig()), PlainSegmenter()
+    replica, plain = (
+        SegmenterReplica(SegmenterConfig(), *CLASSICAL),
+        PlainSegmenter(),
+    )
     replica._segmenter = plain
     outcomes = replica._segment([request(name) for name in ("a", "nobody", "broken", "d")])
     first, nobody, broken, last = outcomes
@@ -80,7 +87,9 @@ def test_requests_that_come_together_are_one_batch(api: Client) -> None:
     from ray import serve as rayserve
 
     config = SegmenterConfig(max_batch_size=4, batch_wait_s=0.5)
-    segmenter = rayserve.deployment(SegmenterReplica, **segmenter_options(config)).bind(config)
+    segmenter = rayserve.deployment(
+        SegmenterReplica, **segmenter_options(config, "classical")
+    ).bind(config, *CLASSICAL)
     burst = rayserve.deployment(Burst, ray_actor_options={"num_cpus": 0.1}).bind(segmenter)
     rayserve.run(burst, name="batching", route_prefix="/batching")
     try:

@@ -19,6 +19,7 @@ def make_request(product: UInt8Array, landmarks: Landmarks | None = None) -> Exp
     mixed = weight[..., None] * GREEN + (1.0 - weight[..., None]) * RED
     return ExpertRequest(
         request_id="r",
+        version="bg@1",
         crop_hwc=np.rint(mixed).astype(np.uint8),
         region_hw=np.rint(weight * 255).astype(np.uint8),
         silhouette_hw=None,

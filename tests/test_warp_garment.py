@@ -92,7 +92,7 @@ def ask(product: UInt8Array, **changes: Any) -> ExpertRequest:
     region = cv2.dilate(silhouette, np.ones((31, 31), np.uint8))
     region[:118] = 0
     request = ExpertRequest(
-        "tr_1", picture, region, silhouette, LANDMARKS, product, Landmarks(), seed=7
+        "tr_1", "top@1", picture, region, silhouette, LANDMARKS, product, Landmarks(), seed=7
     )
     return replace(request, **changes)
 
@@ -334,7 +334,7 @@ def test_strange_pictures_do_not_crash_it(seed: int) -> None:
         if rng.random() < 0.7
     }
     request = ExpertRequest(
-        "tr_1", crop, masks[0], masks[1], Landmarks(points), SHIRT, Landmarks(), seed
+        "tr_1", "top@1", crop, masks[0], masks[1], Landmarks(points), SHIRT, Landmarks(), seed
     )
     for expert in ("top", "bottom", "dress"):
         image, alpha = dress_garment(request, expert, rng)

@@ -1,6 +1,7 @@
 """What every backend can do: load, generate a batch with a stop check at each step, unload."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from serve.messages import ExpertReply, ExpertRequest
@@ -9,15 +10,30 @@ OnStep = Callable[[int, int], None]
 """Called as (step, num_steps) after each step; raises to stop the whole batch within that step."""
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a loaded backend holds on its device."""
+
+    weights_bytes: int = 0
+    """The base, without adapters."""
+    adapter_bytes: Mapping[str, int] = field(default_factory=dict)
+    """By version, for those that are LoRAs on a shared base."""
+
+
 class Backend(Protocol):
-    """Runs one expert version. Not thread-safe: its replica calls it from one thread at a time."""
+    """Runs one expert version, or several on one base. Not thread-safe: its replica calls it from
+    one thread at a time."""
 
     kind: str
     is_preview: bool
     """True when the result is a draft to look at, not a picture to publish."""
 
     def load(self) -> None:
-        """Bring weights into memory. Called once before the first `generate`."""
+        """Bring weights into memory. Called once before the first `generate`.
+
+        Raises:
+            BundleInvalid: weights are missing, not safetensors, or do not fit the recipe.
+        """
 
     def generate(self, batch: Sequence[ExpertRequest], on_step: OnStep) -> list[ExpertReply]:
         """Paint every request of the batch.
@@ -25,15 +41,20 @@ class Backend(Protocol):
         The same request, seed and batch shape give the same bytes.
 
         Args:
-            batch: requests that agree on crop size and num_steps.
-            on_step: progress and stop check; what it raises passes through unchanged.
+            batch: requests that agree on version, crop size, num_steps and guidance.
+            on_step: progress and stop check; what it raises passes through unchanged and leaves
+                the backend as good as new.
 
         Returns:
             One reply per request, in order.
 
         Raises:
             GenerationFailed: the input cannot be painted by this backend.
+            OutOfDeviceMemory: the device had no room; what was allocated is free again.
         """
 
     def unload(self) -> None:
         """Give memory back. Safe to call twice."""
+
+    def memory(self) -> Memory:
+        """What is held now."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deployments.backends.base import OnStep
+from deployments.backends.base import Memory, OnStep
 from serve.messages import ExpertReply, ExpertRequest
 
 
@@ -34,3 +34,6 @@ class NoopBackend:
 
     def unload(self) -> None:
         """Nothing to unload."""
+
+    def memory(self) -> Memory:
+        return Memory()

@@ -4,21 +4,38 @@ from collections.abc import Callable
 
 from deployments.backends.base import Backend
 from deployments.backends.noop import NoopBackend
+from deployments.bundle import Bundle
+from serve.config import ReplicaPlan
+from serve.errors import BundleInvalid
+
+Bundles = tuple[Bundle, ...]
+"""The versions of one replica; more than one only where the kind can share a base."""
 
 
-def _create_warp(version: str) -> Backend:
+def _only(bundles: Bundles) -> Bundle:
+    if len(bundles) != 1:
+        kind = bundles[0].backend.kind
+        raise BundleInvalid(f"{kind} has no base to share", remedy="give each version its own")
+    return bundles[0]
+
+
+def _create_warp(bundles: Bundles, plan: ReplicaPlan) -> Backend:
     # OpenCV takes 100 ms to import; a replica of another kind does not pay for it.
     from deployments.backends.warp.backend import WarpBackend
 
-    return WarpBackend(version)
+    return WarpBackend(_only(bundles).version)
 
 
-BACKENDS: dict[str, Callable[[str], Backend]] = {
+def _create_noop(bundles: Bundles, plan: ReplicaPlan) -> Backend:
+    return NoopBackend(_only(bundles).version)
+
+
+BACKENDS: dict[str, Callable[[Bundles, ReplicaPlan], Backend]] = {
     "warp": _create_warp,
-    "noop": NoopBackend,
+    "noop": _create_noop,
 }
 
 
-def create_backend(kind: str, version: str) -> Backend:
-    """Build the backend of one expert version; `load` is the caller's."""
-    return BACKENDS[kind](version)
+def create_backend(bundles: Bundles, plan: ReplicaPlan) -> Backend:
+    """Build the backend of one replica's versions; `load` is the caller's."""
+    return BACKENDS[bundles[0].backend.kind](bundles, plan)

@@ -1,10 +1,24 @@
 """What every segmenter can do: find the regions of a batch of pictures."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+from serve.config import WeightsConfig
 from serve.errors import Sm4llError
 from serve.messages import SegmentReply, SegmentRequest
+
+
+@dataclass(frozen=True, slots=True)
+class SegmenterPlan:
+    """What a replica's segmenter is told besides its masker."""
+
+    cache_bytes: int
+    """Analyses kept by content."""
+    home: Path = Path()
+    """Paths in the masker are relative to this."""
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
 
 
 class Segmenter(Protocol):

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 
-from deployments.segmenters.base import Segmenter
+from deployments.maskers import MaskerConfig
+from deployments.segmenters.base import Segmenter, SegmenterPlan
 
 
-def _create_classical(cache_bytes: int) -> Segmenter:
+def _create_classical(masker: MaskerConfig, plan: SegmenterPlan) -> Segmenter:
     from deployments.segmenters.classical.segmenter import ClassicalSegmenter
 
-    return ClassicalSegmenter(cache_bytes)
+    return ClassicalSegmenter(plan.cache_bytes)
 
 
-SEGMENTERS: dict[str, Callable[[int], Segmenter]] = {"classical": _create_classical}
+SEGMENTERS: dict[str, Callable[[MaskerConfig, SegmenterPlan], Segmenter]] = {
+    "classical": _create_classical,
+}
 
 
-def create_segmenter(kind: str, cache_bytes: int) -> Segmenter:
-    """Build a segmenter that caches up to cache_bytes of analyses; `load` is the caller's."""
-    return SEGMENTERS[kind](cache_bytes)
+def create_segmenter(masker: MaskerConfig, plan: SegmenterPlan) -> Segmenter:
+    """Build the segmenter of one masker; `load` is the caller's."""
+    return SEGMENTERS[masker.kind](masker, plan)

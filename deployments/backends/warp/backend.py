@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-from deployments.backends.base import OnStep
+from deployments.backends.base import Memory, OnStep
 from deployments.backends.warp.background import replace_background
 from deployments.backends.warp.eyewear import wear_eyewear
 from deployments.backends.warp.face import swap_face
@@ -72,3 +72,6 @@ class WarpBackend:
 
     def unload(self) -> None:
         """Holds nothing."""
+
+    def memory(self) -> Memory:
+        return Memory()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deployments.segmenters.classical.cache import ByteCache
+from deployments.cache import ByteCache
 from deployments.segmenters.classical.person import Person, PersonReader
 from deployments.segmenters.classical.regions import draw_region
 from serve.errors import Sm4llError, SubjectNotFound

@@ -1,4 +1,4 @@
-"""Least recently used analyses, bounded by the bytes they hold."""
+"""Least recently used entries, bounded by the bytes they hold."""
 
 from collections import OrderedDict
 from typing import Generic, Protocol, TypeVar

@@ -1,0 +1,1 @@
+"""Experts on diffusers pipelines: one engine, and one small recipe per pipeline family."""

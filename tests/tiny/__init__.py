@@ -1,0 +1,1 @@
+"""Real pipeline and model classes at toy size, with random weights and real tokenizers."""

@@ -1,0 +1,74 @@
+"""A FLUX.2 klein inpainting pipeline under 1 MB, and LoRAs for it."""
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinInpaintPipeline,
+    Flux2Transformer2DModel,
+)
+from peft import LoraConfig, get_peft_model_state_dict
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from tests.tiny.tokenizer import build_tokenizer
+
+
+def build_klein(folder: Path, seed: int = 0) -> Path:
+    """Save a whole pipeline into `folder` and return it."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    text_encoder = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=28,  # the pipeline reads hidden states 9, 18 and 27
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+        )
+    )
+    Flux2KleinInpaintPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=AutoencoderKLFlux2(
+            block_out_channels=(8, 8, 8, 8),
+            latent_channels=4,
+            norm_num_groups=4,
+            layers_per_block=1,
+        ),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=build_transformer(),
+        is_distilled=True,
+    ).save_pretrained(folder)
+    return folder
+
+
+def build_transformer() -> Flux2Transformer2DModel:
+    return Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+
+
+def build_klein_lora(folder: Path, seed: int, rank: int = 4) -> Path:
+    """Save a LoRA for that transformer's attention into `folder` and return it."""
+    torch.manual_seed(seed)
+    transformer = build_transformer()
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    transformer.add_adapter(
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=False)
+    )
+    Flux2KleinInpaintPipeline.save_lora_weights(
+        folder, transformer_lora_layers=get_peft_model_state_dict(transformer)
+    )
+    return folder
