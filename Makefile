@@ -33,7 +33,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.core
 	@echo "Installing what the tests need ..."
 	@$(PIP) pip
-	@$(PIP) -e . --group dev
+	@$(PIP) -e ".[diffusion]" --group dev
 	@touch $@
 
 clean: ## remove everything make created

@@ -12,6 +12,7 @@ Sm4llError
     MaskRejected            422
     SubjectNotFound         422
     FetchRefused            422
+    ContentRefused          422
     NotSupported            422
   CapacityError             the caller may retry; always carries retry_after_s
     RateLimited             429
@@ -148,6 +149,14 @@ class FetchRefused(RequestError):
     status = 422
     code = "fetch_refused"
     title = "The image could not be fetched"
+
+
+class ContentRefused(RequestError):
+    """A moderation policy refuses the pictures or the words."""
+
+    status = 422
+    code = "content_refused"
+    title = "The content was refused"
 
 
 class NotSupported(RequestError):

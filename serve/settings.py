@@ -5,7 +5,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 CONFIGS_DIR = Path(__file__).resolve().parents[1] / "configs"
@@ -41,6 +41,10 @@ class Settings(BaseSettings):
     """Where the command line looks for the API."""
     state_dir: Path = Field(default_factory=lambda: Path.home() / ".local/share/sm4ll")
     """Where `sm4ll up --detach` keeps its log and process id."""
+    fashn_api_key: SecretStr | None = None
+    """For versions that FASHN paints."""
+    openai_api_key: SecretStr | None = None
+    """For versions that OpenAI paints."""
 
 
 # Ports that Serve fixes by default: two local clusters on one machine would collide.

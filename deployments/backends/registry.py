@@ -7,6 +7,7 @@ from deployments.backends.noop import NoopBackend
 from deployments.bundle import Bundle
 from serve.config import ReplicaPlan
 from serve.errors import BundleInvalid
+from serve.settings import Settings
 
 Bundles = tuple[Bundle, ...]
 """The versions of one replica; more than one only where the kind can share a base."""
@@ -30,9 +31,17 @@ def _create_noop(bundles: Bundles, plan: ReplicaPlan) -> Backend:
     return NoopBackend(_only(bundles).version)
 
 
+def _create_hosted(bundles: Bundles, plan: ReplicaPlan) -> Backend:
+    from deployments.backends.hosted.backend import HostedBackend
+
+    # The key is read where it is used: it never travels through the cluster's own state.
+    return HostedBackend(_only(bundles), Settings())
+
+
 BACKENDS: dict[str, Callable[[Bundles, ReplicaPlan], Backend]] = {
     "warp": _create_warp,
     "noop": _create_noop,
+    "hosted": _create_hosted,
 }
 
 
