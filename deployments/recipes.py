@@ -111,6 +111,8 @@ class FluxKontextInpaint(Config):
 
     pipeline: Literal["FluxKontextInpaintPipeline"] = "FluxKontextInpaintPipeline"
     strength: PositiveFloat = Field(default=1.0, le=1.0)
+    true_cfg: PositiveFloat = Field(default=1.0, ge=1.0)
+    """Above 1 the negative prompt steers too, at twice the cost; guidance is the distilled one."""
 
 
 class StableDiffusionInpaint(Config):
@@ -146,6 +148,8 @@ class FluxKontext(Config):
     """Person and product side by side in one conditioning picture."""
 
     pipeline: Literal["FluxKontextPipeline"] = "FluxKontextPipeline"
+    true_cfg: PositiveFloat = Field(default=1.0, ge=1.0)
+    """Above 1 the negative prompt steers too, at twice the cost; guidance is the distilled one."""
 
 
 class QwenImageEditPlus(Config):
