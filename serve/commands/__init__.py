@@ -1,0 +1,1 @@
+"""What `sm4ll` does, one module per noun; `serve.cli` names the commands."""

@@ -1,0 +1,179 @@
+"""Start and stop a local cluster, and show all seven experts on one."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serve.client import Client
+from serve.commands.console import Family, Port, err, out
+from serve.demo.cases import demo_cases
+from serve.settings import Settings, export_ray_flags, free_port
+
+DETACH_TIMEOUT_S = 180.0
+
+
+def up(
+    port: Port = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    family: Family = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when ready.")] = False,
+) -> None:
+    """Start a local cluster with the whole family; Ctrl-C stops it."""
+    if detach:
+        _detach(port, host, family)
+        return
+    stopped = threading.Event()
+    _stop_on_signals(stopped)
+    export_ray_flags()
+    from serve.local import LocalCluster, LocalOptions, StartFailed
+
+    cluster = LocalCluster(LocalOptions(family=family, host=host, port=port))
+    try:
+        with _StartProgress() as progress:
+            cluster.start(progress.show, stopped)
+        if not stopped.is_set():
+            _say_ready(cluster.url)
+        stopped.wait()
+    except StartFailed as exc:
+        err.print(f"[red]The family did not start.[/]\n{exc}")
+        raise typer.Exit(1) from exc
+    finally:
+        # A second Ctrl-C must not leave half a cluster behind.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if cluster.is_running:
+            err.print("Stopping ...")
+            cluster.stop()
+            err.print("Stopped.")
+
+
+def _stop_on_signals(stopped: threading.Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+
+
+class _StartProgress:
+    """Shows which deployments run while the cluster starts."""
+
+    def __init__(self) -> None:
+        self._started_s = time.monotonic()
+        self._status = err.status("Starting Ray ...")
+        self._shown = ""
+
+    def __enter__(self) -> "_StartProgress":
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def show(self, deployments: Mapping[str, str]) -> None:
+        running = sum(status == "HEALTHY" for status in deployments.values())
+        waiting = [name for name, status in deployments.items() if status != "HEALTHY"]
+        elapsed_s = time.monotonic() - self._started_s
+        line = f"{running} of {len(deployments)} deployments run"
+        self._status.update(f"{line} ({elapsed_s:.0f} s) {' '.join(waiting[:3])}")
+        if line != self._shown and not err.is_terminal:
+            err.print(f"{line} ({elapsed_s:.0f} s)")
+        self._shown = line
+
+
+def _say_ready(url: str) -> None:
+    case = demo_cases()[0]  # pictures that are there, so that the line works as it stands
+    out.print(f"\nReady at {url}   (API: {url}/docs)")
+    out.print("Try it:")
+    out.print(
+        f"  curl -s {url}/v1/tryon -F expert={case.expert} -F person=@{case.person_path} "
+        f"-F product=@{case.product_path} -F format=png -o out.png",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _pid_file(port: int) -> Path:
+    return Settings().state_dir / f"up-{port}.pid"
+
+
+def _detach(port: int, host: str, family: Path | None) -> None:
+    pid_file = _pid_file(port)
+    pid_file.parent.mkdir(parents=True, exist_ok=True)
+    log = pid_file.with_suffix(".log")
+    command = [sys.executable, "-m", "serve.cli", "up", "--port", str(port), "--host", host]
+    if family is not None:
+        command += ["--family", str(family.resolve())]
+    with log.open("wb") as log_file:
+        process = subprocess.Popen(
+            command, stdout=log_file, stderr=log_file, stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+    pid_file.write_text(str(process.pid))
+    url = f"http://{host}:{port}"
+    give_up_s = time.monotonic() + DETACH_TIMEOUT_S
+    with Client(url) as client, err.status("Starting ...") as status:
+        while not (readiness := client.readiness()).ready:
+            if process.poll() is not None or time.monotonic() > give_up_s:
+                err.print(log.read_text(errors="replace")[-2000:], markup=False)
+                err.print(f"It did not start; the log is {log}", markup=False)
+                raise typer.Exit(1)
+            status.update(f"Waiting for {', '.join(readiness.waiting_for)}")
+            time.sleep(0.5)
+    _say_ready(url)
+    out.print(f"Stop it with: sm4ll down --port {port}   (log: {log})", markup=False)
+
+
+def down(port: Port = 8000) -> None:
+    """Stop what `sm4ll up --detach` started."""
+    pid_file = _pid_file(port)
+    try:
+        pid = int(pid_file.read_text())
+        os.kill(pid, signal.SIGTERM)
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        pid_file.unlink(missing_ok=True)
+        err.print(f"Nothing started with --detach runs on port {port}.")
+        raise typer.Exit(1) from None
+    with err.status("Stopping ..."):
+        while _is_alive(pid):
+            time.sleep(0.2)
+    pid_file.unlink(missing_ok=True)
+    err.print("Stopped.")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder.")] = Path("demo"),
+    family: Family = None,
+    url: Annotated[str | None, typer.Option(help="Use a running API instead.")] = None,
+) -> None:
+    """Try all seven experts on bundled pictures; write a page."""
+    from serve.demo.run import run_demo
+
+    if url is not None:
+        raise typer.Exit(run_demo(url, output, out))
+    export_ray_flags()
+    from serve.local import LocalCluster, LocalOptions
+
+    stopped = threading.Event()
+    _stop_on_signals(stopped)
+    cluster = LocalCluster(LocalOptions(family=family, port=free_port()))
+    try:
+        with _StartProgress() as progress:
+            cluster.start(progress.show, stopped)
+        code = run_demo(cluster.url, output, out)
+    finally:
+        with err.status("Stopping ..."):
+            cluster.stop()
+    raise typer.Exit(code)
