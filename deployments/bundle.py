@@ -49,6 +49,14 @@ class Crop(Config):
     """When given, every crop has one of these sizes, by taking in more of the picture: then
     requests can share a batch and compiled kernels are reused."""
 
+    @model_validator(mode="after")
+    def _sizes_are_multiples(self) -> Self:
+        for width_px, height_px in self.sizes:
+            if width_px % self.multiple_of or height_px % self.multiple_of:
+                step = self.multiple_of
+                raise ValueError(f"{width_px}x{height_px} is no multiple of {step}, multiple_of")
+        return self
+
 
 class Canvas(Config):
     """The product on a plain ground of a fixed size, whole and centred, its aspect kept."""
@@ -63,6 +71,7 @@ class Product(Config):
     """How the product picture is prepared."""
 
     max_side_px: PositiveInt = 1024
+    """Where there is no canvas, which has a size of its own."""
     canvas: Canvas | None = None
     """What a diffusion expert is given; without one it gets the cut-out as it is."""
     landmarks: bool = False

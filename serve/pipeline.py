@@ -23,6 +23,7 @@ from serve.steps import (
     Answer,
     CropWork,
     Inputs,
+    Prepared,
     Region,
     TryOnResult,
     TryOnWork,
@@ -96,6 +97,23 @@ class Pipeline:
 
     async def _try_on(self, work: TryOnWork, choice: Choice, watch: Stopwatch) -> TryOnResult:
         bundle = choice.bundle
+        prepared = await self.prepare(work, bundle, watch)
+        inputs, region, crop = prepared.inputs, prepared.region, prepared.crop
+        with watch.stage("expert"):
+            reply = await self._experts[bundle.version](crop.request)
+            check_reply(reply, crop.request)
+        answers = [
+            await self._in_thread(deliver, work, bundle, inputs, crop, reply, index, watch)
+            for index in range(work.options.num_images)
+        ]
+        return await self._result(work, choice, inputs, region, crop, reply, answers, watch)
+
+    async def prepare(self, work: TryOnWork, bundle: Bundle, watch: Stopwatch) -> Prepared:
+        """Everything up to what the expert is asked; what training inputs are made of as well.
+
+        Raises:
+            RequestError: a picture, the mask or what they show cannot be used.
+        """
         deadline_unix_s = self._unix_time_s() + work.timeout_s
         with watch.stage("decode"):
             inputs = await self._decode(work, bundle)
@@ -107,19 +125,12 @@ class Pipeline:
             crop = await self._in_thread(
                 plan_work, work, bundle, inputs, region, product_landmarks, seed, deadline_unix_s
             )
-        with watch.stage("expert"):
-            reply = await self._experts[bundle.version](crop.request)
-            check_reply(reply, crop.request)
-        answers = [
-            await self._in_thread(deliver, work, bundle, inputs, crop, reply, index, watch)
-            for index in range(work.options.num_images)
-        ]
-        return await self._result(work, choice, inputs, region, crop, reply, answers, watch)
+        return Prepared(inputs, region, crop)
 
     async def _decode(self, work: TryOnWork, bundle: Bundle) -> Inputs:
         (person, copy_hwc), (product, product_rgba), mask_hw = await asyncio.gather(
             self._in_thread(decode_person, work.person, self._limits, work.mask is not None),
-            self._in_thread(decode_product, work.product, self._limits, bundle.product.max_side_px),
+            self._in_thread(decode_product, work.product, self._limits, bundle.product),
             self._in_thread(decode_caller_mask, work, self._limits),
         )
         return Inputs(person, product, copy_hwc, product_rgba, mask_hw)

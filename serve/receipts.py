@@ -28,7 +28,7 @@ def tryon_receipt(
     segmented = region.segmented
     worst = max(answer.proof.max_abs_diff for answer in answers)
     image_format = answers[0].format
-    x0, y0, _, _ = plan.box
+    left, top = plan.origin
     to_crop_x, to_crop_y = plan.scale
     return Receipt(
         **_common(work, choice, watch),
@@ -44,7 +44,7 @@ def tryon_receipt(
         region_box=crop.region_box,
         crop_box=plan.box,
         crop_size=(plan.crop_w_px, plan.crop_h_px),
-        affine=Affine(scale_x=1 / to_crop_x, scale_y=1 / to_crop_y, left=x0, top=y0),
+        affine=Affine(scale_x=1 / to_crop_x, scale_y=1 / to_crop_y, left=left, top=top),
         outside=OutsideReport(max_abs_diff=worst, lossless=image_format in LOSSLESS),
         notes=reply.notes,
     )

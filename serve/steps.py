@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from deployments.bundle import Bundle
+from deployments.bundle import Bundle, Product
 from serve.errors import GenerationFailed
 from serve.imaging.blend import choose_feather_px
+from serve.imaging.canvas import build_canvas, trim_clear_border
 from serve.imaging.colour import crop_to_srgb, to_srgb, to_srgb_rgba
 from serve.imaging.decode import DecodedImage, decode_image
 from serve.imaging.encode import LOSSLESS, encode_image
@@ -67,7 +68,7 @@ class Inputs:
     person_copy_hwc: UInt8Array | None
     """(H, W, 3) sRGB, longer side at most SEGMENT_SIDE_PX; None when the caller brought a mask."""
     product_rgba: UInt8Array
-    """(h, w, 4) sRGB, longer side at most the bundle's max_side_px."""
+    """(h, w, 4) sRGB: the bundle's canvas, or its longer side at most the bundle's max_side_px."""
     mask_hw: UInt8Array | None
     """The caller's own, at the person's size."""
 
@@ -93,6 +94,15 @@ class CropWork:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that is known before the expert is asked: the same to serve a request and to train."""
+
+    inputs: Inputs
+    region: Region
+    crop: CropWork
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One finished picture with its proof."""
 
@@ -111,11 +121,16 @@ def decode_person(
 
 
 def decode_product(
-    data: bytes, limits: ImageLimits, max_side_px: int
+    data: bytes, limits: ImageLimits, product: Product
 ) -> tuple[DecodedImage, UInt8Array]:
-    """The product, and its (h, w, 4) copy for the expert."""
+    """The product, and what of it the expert is given, (h, w, 4)."""
     image = decode_image(data, limits)
-    return image, to_srgb_rgba(image, max_side_px)
+    canvas = product.canvas
+    if canvas is None:
+        return image, to_srgb_rgba(image, product.max_side_px)
+    # Twice what is needed: a photo of 60 megapixels is not converted whole to be shown in one.
+    product_rgba = to_srgb_rgba(trim_clear_border(image), 2 * max(canvas.size))
+    return image, build_canvas(product_rgba, canvas.size, canvas.background, canvas.margin)
 
 
 def decode_caller_mask(work: TryOnWork, limits: ImageLimits) -> UInt8Array | None:
@@ -154,6 +169,7 @@ def plan_work(
         context=bundle.crop.context,
         size_px=bundle.crop.size_px,
         multiple_of=bundle.crop.multiple_of,
+        sizes=bundle.crop.sizes,
     )
     plan = plan_crop(region.region_hw, person.width, person.height, policy)
     region_box_hw = upscale_region(region.region_hw, plan)

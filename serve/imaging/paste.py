@@ -16,7 +16,7 @@ from serve.imaging.blend import (
 )
 from serve.imaging.colour import IntBox, crop_to_srgb, from_srgb
 from serve.imaging.decode import DecodedImage, Pixels
-from serve.imaging.region import CropPlan, extract_crop, resample, restore_crop
+from serve.imaging.region import CropPlan, extract_crop, extract_map, restore_crop
 from serve.messages import UInt8Array
 from serve.schemas import Blend
 
@@ -65,7 +65,7 @@ def paste_back(
     # Tone is corrected at the expert's size: it is smooth, and a large original stays cheap.
     if colour_match or blend == "seamless" or (alpha_hw is None and image.alpha is not None):
         original = extract_crop(crop_to_srgb(image, plan.box), plan)
-        inside = resample(region_box_hw, plan.crop_w_px, plan.crop_h_px)
+        inside = extract_map(region_box_hw, plan)
         if alpha_hw is None and image.alpha is not None:
             alpha_hw = _estimate_painted(generated_hwc, original)
         if colour_match:

@@ -18,6 +18,7 @@ _AREA_BELOW = 0.75
 _PAINTABLE = 63
 _EDGE_SIGMA = 1.4  # pixels of the copy; halves the error on discs and straight edges, 4x and 8x up
 _SOFT_SHARE = 0.02  # a thresholded region has none between; antialiased edges stay well below
+_MAX_SQUEEZE = 0.02  # of one axis against the other; invisible, and above what whole pixels cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class CropPolicy:
     size_px: int = 768
     """Longer side of the crop at the expert."""
     multiple_of: int = 16
+    sizes: tuple[tuple[int, int], ...] = ()
+    """When given, every crop has one of these (width, height); of equals the first."""
     min_side_px: int = 256
     """Shorter side of the crop at the expert is at least this."""
     max_aspect: float = 2.5
@@ -47,6 +50,8 @@ class CropPlan:
     crop_h_px: int
     image_w_px: int
     image_h_px: int
+    border_px: IntBox = (0, 0, 0, 0)
+    """Left, top, right and bottom of the crop that lie outside the picture: its edge repeated."""
 
     @property
     def box_w_px(self) -> int:
@@ -57,16 +62,32 @@ class CropPlan:
         return self.box[3] - self.box[1]
 
     @property
+    def shown_w_px(self) -> int:
+        """Of the crop, without its border: what shows the box."""
+        return self.crop_w_px - self.border_px[0] - self.border_px[2]
+
+    @property
+    def shown_h_px(self) -> int:
+        return self.crop_h_px - self.border_px[1] - self.border_px[3]
+
+    @property
     def scale(self) -> Point:
         """Crop pixels per pixel of the original, across and down."""
-        return self.crop_w_px / self.box_w_px, self.crop_h_px / self.box_h_px
+        return self.shown_w_px / self.box_w_px, self.shown_h_px / self.box_h_px
+
+    @property
+    def origin(self) -> Point:
+        """Where in the original the crop's upper left corner lies; outside of it by the border."""
+        scale_x, scale_y = self.scale
+        return self.box[0] - self.border_px[0] / scale_x, self.box[1] - self.border_px[1] / scale_y
 
     def affine_from_copy(self, copy_w_px: int, copy_h_px: int) -> tuple[Point, Point]:
         """(scale, offset) from pixels of a scaled copy of the picture to crop pixels."""
         scale_x, scale_y = self.scale
+        left, top = self.origin
         return (
             (scale_x * self.image_w_px / copy_w_px, scale_y * self.image_h_px / copy_h_px),
-            (-self.box[0] * scale_x, -self.box[1] * scale_y),
+            (-left * scale_x, -top * scale_y),
         )
 
 
@@ -81,7 +102,9 @@ def plan_crop(
     Raises:
         SubjectNotFound: the region is empty.
     """
-    x0, y0, x1, y1 = _bound_region(region_hw, image_w_px, image_h_px)
+    bounds = x0, y0, x1, y1 = _bound_region(region_hw, image_w_px, image_h_px)
+    if policy.sizes:
+        return _plan_fixed(bounds, image_w_px, image_h_px, policy)
     width_px, height_px = (x1 - x0) * policy.context, (y1 - y0) * policy.context
     least_px = policy.size_px / policy.max_upscale
     grow = max(1.0, least_px / max(width_px, height_px))
@@ -102,12 +125,21 @@ def plan_crop(
 
 def extract_crop(box_hwc: UInt8Array, plan: CropPlan) -> UInt8Array:
     """The pixels of `plan.box` (H, W, C) at the expert's size."""
-    return resample(box_hwc, plan.crop_w_px, plan.crop_h_px)
+    shown = resample(box_hwc, plan.shown_w_px, plan.shown_h_px)
+    return _extend(shown, plan, cv2.BORDER_REPLICATE)
+
+
+def extract_map(map_box_hw: UInt8Array, plan: CropPlan) -> UInt8Array:
+    """A map (h, w) over `plan.box` at the expert's size, 0 outside the picture."""
+    shown = resample(map_box_hw, plan.shown_w_px, plan.shown_h_px)
+    return _extend(shown, plan, cv2.BORDER_CONSTANT)
 
 
 def restore_crop(crop: UInt8Array, plan: CropPlan) -> UInt8Array:
     """What the expert made, (h, w, C) or (h, w), at the size of `plan.box`."""
-    return resample(crop, plan.box_w_px, plan.box_h_px)
+    left, top, _, _ = plan.border_px
+    shown = crop[top : top + plan.shown_h_px, left : left + plan.shown_w_px]
+    return resample(shown, plan.box_w_px, plan.box_h_px)
 
 
 def resample(pixels: UInt8Array, width_px: int, height_px: int) -> UInt8Array:
@@ -154,7 +186,7 @@ def upscale_region(region_hw: UInt8Array, plan: CropPlan) -> UInt8Array:
 
 def shrink_region(region_box_hw: UInt8Array, plan: CropPlan) -> UInt8Array:
     """The region inside the box at the expert's size: 255 where it may paint, else 0."""
-    resized = resample(region_box_hw, plan.crop_w_px, plan.crop_h_px)
+    resized = extract_map(region_box_hw, plan)
     # Rather too wide than too narrow: paste-back cuts it, and a thin region must not vanish.
     paintable = resized > min(_PAINTABLE, int(resized.max(initial=0)) - 1)
     return np.where(paintable, 255, 0).astype(np.uint8)
@@ -162,7 +194,16 @@ def shrink_region(region_box_hw: UInt8Array, plan: CropPlan) -> UInt8Array:
 
 def cut_copy_to_crop(copy: UInt8Array, plan: CropPlan) -> UInt8Array:
     """The part of a map at copy scale that the crop shows, (h, w), at the expert's size."""
-    return _cut_from_copy(copy, plan, (plan.crop_w_px, plan.crop_h_px), cv2.INTER_LINEAR)
+    shown = _cut_from_copy(copy, plan, (plan.shown_w_px, plan.shown_h_px), cv2.INTER_LINEAR)
+    return _extend(shown, plan, cv2.BORDER_REPLICATE)
+
+
+def _extend(shown: UInt8Array, plan: CropPlan, how: int) -> UInt8Array:
+    left, top, right, bottom = plan.border_px
+    if not any(plan.border_px):
+        return shown
+    extended: Any = cv2.copyMakeBorder(shown, top, bottom, left, right, how, value=0)
+    return extended  # type: ignore[no-any-return]
 
 
 def _cut_from_copy(copy: Any, plan: CropPlan, size: tuple[int, int], how: int) -> UInt8Array:
@@ -199,6 +240,55 @@ def _bound_region(
         min(float(image_w_px), (x + width + reach) * scale_x),
         min(float(image_h_px), (y + height + reach) * scale_y),
     )
+
+
+def _plan_fixed(
+    bounds: tuple[float, float, float, float], image_w_px: int, image_h_px: int, policy: CropPolicy
+) -> CropPlan:
+    """The size whose aspect costs least: surroundings taken in, or context given up."""
+    x0, y0, x1, y1 = bounds
+    least = x1 - x0, y1 - y0
+    wanted = min(least[0] * policy.context, image_w_px), min(least[1] * policy.context, image_h_px)
+    views = [_view(size, least, wanted, (image_w_px, image_h_px), policy) for size in policy.sizes]
+    _, _, (width_px, height_px), size = min(views, key=lambda view: view[:2])
+    left, right = _place(x0, x1, min(width_px, image_w_px), image_w_px)
+    top, bottom = _place(y0, y1, min(height_px, image_h_px), image_h_px)
+    border_px = _choose_border(right - left, bottom - top, size)
+    return CropPlan((left, top, right, bottom), *size, image_w_px, image_h_px, border_px)
+
+
+_View = tuple[bool, float, tuple[float, float], tuple[int, int]]
+"""Reaches outside the picture; what it costs; its width and height in the original; its size."""
+
+
+def _view(
+    size: tuple[int, int],
+    least: tuple[float, float],
+    wanted: tuple[float, float],
+    image: tuple[int, int],
+    policy: CropPolicy,
+) -> _View:
+    """What of the original one size would show: exactly its aspect, at least the region."""
+    aspect = size[0] / size[1]
+    width_px = max(wanted[0], wanted[1] * aspect, size[0] / policy.max_upscale)
+    room_px = min(image[0], image[1] * aspect)
+    needed_px = max(least[0], least[1] * aspect)
+    growth = width_px * width_px / aspect / (wanted[0] * wanted[1])
+    if needed_px <= room_px * (1 + _MAX_SQUEEZE):
+        loss = max(1.0, width_px / room_px) ** 2
+        width_px = min(width_px, room_px)
+        return False, growth * loss, (width_px, width_px / aspect), size
+    return True, growth, (width_px, width_px / aspect), size
+
+
+def _choose_border(box_w_px: int, box_h_px: int, size: tuple[int, int]) -> IntBox:
+    """None where the box has the size's aspect; else what keeps it from being squeezed."""
+    scale_x, scale_y = size[0] / box_w_px, size[1] / box_h_px
+    scale = min(scale_x, scale_y)
+    if max(scale_x, scale_y) <= scale * (1 + _MAX_SQUEEZE):
+        return 0, 0, 0, 0
+    free_x, free_y = size[0] - round(box_w_px * scale), size[1] - round(box_h_px * scale)
+    return free_x // 2, free_y // 2, free_x - free_x // 2, free_y - free_y // 2
 
 
 def _choose_size(width_px: float, height_px: float, policy: CropPolicy) -> tuple[int, int]:
