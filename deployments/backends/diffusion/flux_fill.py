@@ -8,10 +8,9 @@ from deployments.backends.diffusion.flux_pass import (
     TEXT_ENCODERS,
     encode_flux_prompt,
     run_flux,
-    to_mask,
-    to_nchw,
 )
 from deployments.backends.diffusion.recipe import Encoded, Paint, Row
+from deployments.backends.diffusion.tensors import to_mask, to_nchw
 from deployments.recipes import FluxFill, Prompt
 from serve.messages import UInt8Array
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from deployments.backends.diffusion.diptych import letterbox
 from deployments.backends.diffusion.flux_pass import (
@@ -13,10 +12,9 @@ from deployments.backends.diffusion.flux_pass import (
     encode_flux_prompt,
     run_flux,
     size_multiple,
-    to_mask,
-    to_nchw,
 )
 from deployments.backends.diffusion.recipe import Encoded, Paint, Row
+from deployments.backends.diffusion.tensors import cover_cells, to_mask, to_nchw
 from deployments.recipes import FluxKontext, FluxKontextInpaint, Prompt
 from serve.messages import UInt8Array
 
@@ -65,7 +63,7 @@ class FluxKontextInpaintRecipe:
             rows,
             paint,
             image=to_nchw([row.crop_hwc for row in rows]),
-            mask_image=_cover_latents(mask, pipe.vae_scale_factor),
+            mask_image=cover_cells(mask, pipe.vae_scale_factor),
             image_reference=_Latents(torch.cat([product["latents"] for product in products])),
             strength=self._config.strength,
             true_cfg_scale=self._config.true_cfg,
@@ -132,13 +130,6 @@ def _fit_reference(pipe: Any, product_hwc: UInt8Array) -> UInt8Array:
     multiple = size_multiple(pipe)
     height_px, width_px = (-(-side_px // multiple) * multiple for side_px in product_hwc.shape[:2])
     return letterbox(product_hwc, width_px, height_px)
-
-
-def _cover_latents(mask_n1hw: torch.Tensor, latent_px: int) -> torch.Tensor:
-    """Grow the mask to whole latents. The pipeline looks at one pixel of each, so a region thinner
-    than a latent, such as a spectacle's temple, would be missed."""
-    cells = functional.max_pool2d(mask_n1hw, latent_px)
-    return functional.interpolate(cells, scale_factor=latent_px)
 
 
 class _Latents:

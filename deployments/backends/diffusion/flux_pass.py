@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from deployments.backends.diffusion.recipe import Encoded, Paint, Row
+from deployments.backends.diffusion.tensors import to_nhwc
 from deployments.recipes import Prompt
 from serve.errors import BundleInvalid
 from serve.messages import UInt8Array
@@ -50,12 +50,12 @@ def _embed(pipe: Any, text: str, max_tokens: int) -> dict[str, torch.Tensor]:
 
 
 def run_flux(pipe: Any, rows: Sequence[Row], paint: Paint, **pictures: Any) -> UInt8Array:
-    """One pass at the size of `pictures`' width and height.
+    """One pass.
 
     Raises:
-        BundleInvalid: the pipeline would round that size.
+        BundleInvalid: the pipeline would round the crop's size.
     """
-    _check_size(pipe, pictures["width"], pictures["height"])
+    _check_size(pipe, rows[0])
     prompt = {
         name: embeds.repeat_interleave(len(rows), dim=0) for name, embeds in paint.prompt.items()
     }
@@ -68,10 +68,11 @@ def run_flux(pipe: Any, rows: Sequence[Row], paint: Paint, **pictures: Any) -> U
         callback_on_step_end=paint.on_step_end,
         output_type="pt",
     )
-    return _to_nhwc(painted.images)
+    return to_nhwc(painted.images)
 
 
-def _check_size(pipe: Any, width_px: int, height_px: int) -> None:
+def _check_size(pipe: Any, row: Row) -> None:
+    height_px, width_px = row.region_hw.shape
     multiple = size_multiple(pipe)
     if width_px % multiple or height_px % multiple:
         raise BundleInvalid(
@@ -83,19 +84,3 @@ def _check_size(pipe: Any, width_px: int, height_px: int) -> None:
 def size_multiple(pipe: Any) -> int:
     """Sides are cut into latents, and these into patches of 2 x 2."""
     return 2 * int(pipe.vae_scale_factor)
-
-
-def to_nchw(pictures: Sequence[UInt8Array]) -> torch.Tensor:
-    """(H, W, 3) each, to (N, 3, H, W) float32 in [0, 1] as image processors take it."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-
-
-def to_mask(regions: Sequence[UInt8Array]) -> torch.Tensor:
-    """(H, W) each, to (N, 1, H, W) float32: 1 where it may be painted."""
-    return torch.from_numpy(np.stack(regions) > 127)[:, None].float()
-
-
-def _to_nhwc(images_nchw: torch.Tensor) -> UInt8Array:
-    levels = (images_nchw.float() * 255).round().clamp(0, 255).to(torch.uint8)
-    images_nhwc: UInt8Array = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return images_nhwc
