@@ -25,7 +25,8 @@ app.command()(listing.experts)
 app.command()(cluster.demo)
 
 benches = typer.Typer(help="Measure; every figure is a ratio within one run.", no_args_is_help=True)
-benches.command()(bench.gateway)
+for measure in (bench.gateway, bench.experts, bench.packing, bench.gpu):
+    benches.command()(measure)
 app.add_typer(benches, name="bench")
 
 

@@ -13,20 +13,48 @@ from serve.settings import export_ray_flags
 Output = Annotated[Path | None, typer.Option(help="Write the table as Markdown.")]
 
 
+ROOT = Path(__file__).resolve().parents[2]
+
+
 def gateway(
     seconds: Annotated[float, typer.Option(help="Per cell of the table.")] = 5.0,
     output: Output = None,
 ) -> None:
     """`/v1/tryon` beside a bare two-hop Ray Serve echo, in one run."""
-    _run_bench("gateway", seconds, output)
+    export_ray_flags()
+    _run("gateway", "--seconds", str(seconds), output=output)
 
 
-def _run_bench(name: str, seconds: float, output: Path | None) -> None:
-    script = Path(__file__).resolve().parents[2] / "tests" / "bench" / f"{name}.py"
+def experts(
+    seconds: Annotated[float, typer.Option(help="Per measured line.")] = 10.0,
+    output: Output = None,
+) -> None:
+    """An expert's replica beside its bare pipeline, in one process."""
+    _run("experts", "--seconds", str(seconds), output=output)
+
+
+def gpu(
+    seconds: Annotated[float, typer.Option(help="Per timed cell.")] = 20.0,
+    models: Annotated[str, typer.Option(help="Of sd, sdxl, klein.")] = "sd,sdxl,klein",
+    tiny: Annotated[bool, typer.Option("--tiny", help="Small networks, to try it.")] = False,
+    output: Output = None,
+) -> None:
+    """Real architecture sizes on this GPU: plain, compiled, FP8, batches, adapters, packing."""
+    flags = ["--tiny"] if tiny else []
+    _run("gpu", "--seconds", str(seconds), "--models", models, *flags, output=output)
+
+
+def packing(output: Output = None) -> None:
+    """The planner at 1,000 versions on 1,000 GPUs: seconds, and GPUs against the lower bound."""
+    _run("packing", output=output)
+
+
+def _run(name: str, *arguments: str, output: Path | None) -> None:
+    script = ROOT / "tests" / "bench" / f"{name}.py"
     if not script.is_file():
         err.print("Benchmarks need a checkout of the repository.")
         raise typer.Exit(1)
-    export_ray_flags()
-    arguments = ["--seconds", str(seconds)]
-    sys.argv = [str(script), *arguments, *(["--output", str(output)] if output else [])]
+    where = ["--output", str(output)] if output else []
+    sys.argv = [str(script), *arguments, *where]
+    sys.path.insert(0, str(ROOT))
     runpy.run_path(str(script), run_name="__main__")
