@@ -1,5 +1,6 @@
 """A FLUX.2 klein inpainting pipeline under 1 MB, and LoRAs for it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from peft import LoraConfig, get_peft_model_state_dict
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tests.tiny.tokenizer import build_tokenizer
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def build_klein(folder: Path, seed: int = 0) -> Path:
@@ -60,15 +63,37 @@ def build_transformer() -> Flux2Transformer2DModel:
     )
 
 
-def build_klein_lora(folder: Path, seed: int, rank: int = 4) -> Path:
-    """Save a LoRA for that transformer's attention into `folder` and return it."""
+def build_klein_lora(
+    folder: Path,
+    seed: int,
+    rank: int = 4,
+    *,
+    targets: Sequence[str] = ATTENTION,
+    ranks: Mapping[str, int] | None = None,
+    alpha: float | None = None,
+) -> Path:
+    """Save a LoRA for that transformer into `folder` and return it.
+
+    Args:
+        targets: names of layers, or their ends.
+        ranks: for those that differ from `rank`.
+        alpha: the file says it, as a trainer's would; the rank when absent, and nothing is said.
+    """
     torch.manual_seed(seed)
     transformer = build_transformer()
-    targets = ["to_q", "to_k", "to_v", "to_out.0"]
-    transformer.add_adapter(
-        LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=False)
+    ranks = dict(ranks or {})
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,
+        target_modules=list(targets),
+        rank_pattern=ranks,
+        alpha_pattern=ranks if alpha is None else {},
+        init_lora_weights=False,
     )
+    transformer.add_adapter(config)
     Flux2KleinInpaintPipeline.save_lora_weights(
-        folder, transformer_lora_layers=get_peft_model_state_dict(transformer)
+        folder,
+        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        transformer_lora_adapter_metadata=None if alpha is None else config.to_dict(),
     )
     return folder
