@@ -74,9 +74,10 @@ class FluxKontextInpaintRecipe:
 class FluxKontextRecipe:
     """Person left and product right in one conditioning picture, painted at the person's size.
 
-    The person is left because FLUX places tokens by row and column: the left half of the
-    conditioning picture then has the very places of the picture that is painted, which is how
-    Kontext was trained to keep what it sees where it is.
+    The person is left because tokens are placed by row and column, and Kontext was trained on
+    conditioning pictures at the places of the painted one: so what it keeps, it keeps where it is.
+
+    Source: arxiv.org/abs/2506.15742, the positions of context tokens.
     """
 
     text_encoders: tuple[str, ...] = TEXT_ENCODERS
