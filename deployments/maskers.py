@@ -10,6 +10,37 @@ from serve.config import Config
 
 Part = Literal["face", "hair", "hands"]
 
+Meaning = Literal[
+    "background",
+    "hat",
+    "hair",
+    "face",
+    "eyes",
+    "brows",
+    "mouth",
+    "ears",
+    "glasses",
+    "neck",
+    "top",
+    "dress",
+    "skirt",
+    "pants",
+    "belt",
+    "scarf",
+    "bag",
+    "shoe",
+    "arm",
+    "hand",
+    "torso",
+    "leg",
+    "feet",
+    "jewelry",
+    "detail",
+    "other",
+]
+"""What a label of a human parser can mean; `detail` (a pocket, a zip) belongs to the garment it
+lies on."""
+
 
 class Masker(Config):
     """What every masker says."""
@@ -46,6 +77,8 @@ class ParsingMasker(Masker):
         "segformer-b2-human",
     ] = "auto"
     """How the model's label names map to ours; auto chooses by the names themselves."""
+    labels: dict[str, Meaning] = Field(default_factory=dict)
+    """Label names of the model that no preset knows, or knows otherwise."""
     hull: bool = True
     """Take the convex hull: a tight mask tells the expert the old garment's shape."""
     protect: tuple[Part, ...] = ("face", "hair", "hands")

@@ -1,0 +1,1 @@
+"""Regions from a human parser: every pixel has a label, labels by name make the region."""
