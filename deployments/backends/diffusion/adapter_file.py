@@ -134,14 +134,22 @@ class AdapterReader:
                 return_lora_metadata=True,
                 **options,
             )
+            named_alphas = _first(alphas)
             if not any(LORA_KEY.fullmatch(key) for key in state):
                 state = convert_unet_state_dict_to_peft(state)
+                # Named after a weight here and there, which diffusers then fails to find again.
+                named_alphas = convert_unet_state_dict_to_peft(
+                    {key.removesuffix(".alpha"): alpha for key, alpha in named_alphas.items()}
+                )
         except UNREADABLE as exc:
             raise BundleInvalid(
                 f"{file.path}: {type(exc).__name__}: {exc}",
                 remedy=f"save it with {type(self._pipe).__name__}.save_lora_weights",
             ) from exc
-        by_layer = {key.removesuffix(".alpha"): value for key, value in _first(alphas).items()}
+        by_layer = {
+            key.removesuffix(".alpha").removesuffix(A_SUFFIX): alpha
+            for key, alpha in named_alphas.items()
+        }
         return state, self._inside(by_layer), self._inside(metadata or {})
 
     def _inside(self, named: Mapping[str, Any]) -> dict[str, Any]:
