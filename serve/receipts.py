@@ -7,6 +7,7 @@ from typing import Any
 from serve.catalog import Choice
 from serve.imaging.decode import DecodedImage
 from serve.imaging.encode import LOSSLESS
+from serve.imaging.region import CropPlan
 from serve.messages import ExpertReply
 from serve.schemas import Affine, Format, InputDigest, OutsideReport, Receipt
 from serve.steps import Answer, CropWork, Inputs, Region, TryOnWork
@@ -28,8 +29,6 @@ def tryon_receipt(
     segmented = region.segmented
     worst = max(answer.proof.max_abs_diff for answer in answers)
     image_format = answers[0].format
-    left, top = plan.origin
-    to_crop_x, to_crop_y = plan.scale
     return Receipt(
         **_common(work, choice, watch),
         masker="caller" if segmented is None else segmented.masker,
@@ -38,16 +37,23 @@ def tryon_receipt(
         num_steps=crop.request.num_steps,
         batch_size=reply.batch_size,
         format=image_format,
-        person=_digest(inputs.person),
-        product=_digest(inputs.product),
+        person=digest_of(inputs.person),
+        product=digest_of(inputs.product),
         mask=_mask_digest(work, inputs.person),
         region_box=crop.region_box,
         crop_box=plan.box,
         crop_size=(plan.crop_w_px, plan.crop_h_px),
-        affine=Affine(scale_x=1 / to_crop_x, scale_y=1 / to_crop_y, left=left, top=top),
+        affine=invert_plan(plan),
         outside=OutsideReport(max_abs_diff=worst, lossless=image_format in LOSSLESS),
         notes=reply.notes,
     )
+
+
+def invert_plan(plan: CropPlan) -> Affine:
+    """From crop pixels back to the person's picture."""
+    left, top = plan.origin
+    to_crop_x, to_crop_y = plan.scale
+    return Affine(scale_x=1 / to_crop_x, scale_y=1 / to_crop_y, left=left, top=top)
 
 
 def passthrough_receipt(
@@ -94,7 +100,8 @@ def _common(work: TryOnWork, choice: Choice, watch: Stopwatch) -> dict[str, Any]
     }
 
 
-def _digest(image: DecodedImage) -> InputDigest:
+def digest_of(image: DecodedImage) -> InputDigest:
+    """Which file it was and what it held."""
     return InputDigest(
         sha256=image.sha256, width=image.width, height=image.height, format=image.format
     )

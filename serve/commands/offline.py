@@ -1,0 +1,78 @@
+"""The pipeline in this process, without Ray and without an expert: for commands about versions."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from deployments.bundle import Bundle
+from deployments.segmenters.base import Segmenter, SegmenterPlan
+from deployments.segmenters.registry import create_segmenter
+from serve.catalog import Catalog
+from serve.errors import Sm4llError
+from serve.imaging.limits import ImageLimits
+from serve.messages import SegmentReply, SegmentRequest
+from serve.pipeline import Pipeline
+from serve.prepare import Plan, name_maker
+from serve.schemas import MaskConvention, Quality
+from serve.steps import Prepared, TryOnWork
+from serve.telemetry import Stopwatch
+
+
+@dataclass(frozen=True, slots=True)
+class Offline:
+    """Prepares requests of one version by the very code that serves them."""
+
+    plan: Plan
+    pipeline: Pipeline
+
+    async def prepare(self, work: TryOnWork) -> Prepared:
+        return await self.pipeline.prepare(work, self.plan.bundle, Stopwatch())
+
+
+def build_offline(
+    catalog: Catalog,
+    bundle: Bundle,
+    *,
+    num_threads: int,
+    quality: Quality = "normal",
+    mask_convention: MaskConvention = "white_edits",
+) -> Offline:
+    """Load the version's masker and put the pipeline around it."""
+    family = catalog.family
+    cache_bytes = family.segmenter.cache_mib * 2**20
+    segmenter = create_segmenter(
+        bundle.masker, SegmenterPlan(cache_bytes, bundle.home, family.weights)
+    )
+    segmenter.load()
+    limits = ImageLimits(
+        max_bytes=family.router.max_image_mib * 2**20,
+        max_pixels=family.router.max_megapixels * 1_000_000,
+        max_side_px=family.router.max_side_px,
+    )
+    pipeline = Pipeline(
+        catalog=catalog,
+        segment=_SegmentHere(segmenter),
+        experts={},
+        threads=ThreadPoolExecutor(num_threads, thread_name_prefix="imaging"),
+        limits=limits,
+    )
+    plan = Plan(bundle, name_maker(segmenter.name), limits, quality, mask_convention)
+    return Offline(plan, pipeline)
+
+
+class _SegmentHere:
+    """Asks a segmenter of this process, from one thread at a time."""
+
+    def __init__(self, segmenter: Segmenter):
+        self._segmenter = segmenter
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="segmenter")
+
+    async def __call__(self, request: SegmentRequest, /) -> SegmentReply:
+        loop = asyncio.get_running_loop()
+        segment: Callable[[list[SegmentRequest]], list[SegmentReply | Sm4llError]]
+        segment = self._segmenter.segment
+        (outcome,) = await loop.run_in_executor(self._thread, segment, [request])
+        if isinstance(outcome, Sm4llError):
+            raise outcome
+        return outcome
