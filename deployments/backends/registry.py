@@ -31,6 +31,13 @@ def _create_noop(bundles: Bundles, plan: ReplicaPlan) -> Backend:
     return NoopBackend(_only(bundles).version)
 
 
+def _create_diffusion(bundles: Bundles, plan: ReplicaPlan) -> Backend:
+    # torch and diffusers take seconds to import and half a gigabyte to hold.
+    from deployments.backends.diffusion.backend import DiffusionBackend
+
+    return DiffusionBackend(bundles, plan)
+
+
 def _create_hosted(bundles: Bundles, plan: ReplicaPlan) -> Backend:
     from deployments.backends.hosted.backend import HostedBackend
 
@@ -41,6 +48,9 @@ def _create_hosted(bundles: Bundles, plan: ReplicaPlan) -> Backend:
 BACKENDS: dict[str, Callable[[Bundles, ReplicaPlan], Backend]] = {
     "warp": _create_warp,
     "noop": _create_noop,
+    "inpaint": _create_diffusion,
+    "diptych": _create_diffusion,
+    "kontext": _create_diffusion,
     "hosted": _create_hosted,
 }
 
