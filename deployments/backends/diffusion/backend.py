@@ -24,7 +24,7 @@ from deployments.backends.diffusion.products import EncodedProducts, flatten_pro
 from deployments.backends.diffusion.prompts import EncodedPrompts
 from deployments.backends.diffusion.recipe import Paint, Row
 from deployments.backends.diffusion.registry import create_recipe
-from deployments.backends.diffusion.weights import WeightStore
+from deployments.weights import WeightStore
 from deployments.bundle import Bundle
 from deployments.recipes import DiffusionConfig, Speed
 from serve.config import ReplicaPlan

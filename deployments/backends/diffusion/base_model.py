@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from deployments.backends.diffusion.device import is_out_of_memory
 from deployments.backends.diffusion.recipe import Recipe
-from deployments.backends.diffusion.weights import WeightStore
+from deployments.weights import WeightStore
 from deployments.recipes import Diffusion
 from deployments.sources import ModelSource
 from serve.errors import BundleInvalid, OutOfDeviceMemory
