@@ -28,10 +28,10 @@ class Loaded:
         prompt: Prompt = PROMPT,
         guidance: float = 3.0,
         num_steps: int = 4,
+        dtype: torch.dtype = torch.float32,
     ):
         self.recipe = recipe
-        self.pipe = recipe.pipeline_class().from_pretrained(folder, local_files_only=True)
-        self.pipe.set_progress_bar_config(disable=True)
+        self.pipe = load(folder, recipe, dtype)
         recipe.prepare(self.pipe, locate)
         self.guidance = guidance
         self.num_steps = num_steps
@@ -57,6 +57,13 @@ class Loaded:
     def drop_text_encoders(self) -> None:
         for name in self.recipe.text_encoders:
             setattr(self.pipe, name, None)
+
+
+def load(folder: Path, recipe: Recipe, dtype: torch.dtype = torch.float32) -> Any:
+    """The recipe's pipeline as it is stored, quiet."""
+    pipe = recipe.pipeline_class().from_pretrained(folder, local_files_only=True, dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def locate(source: ModelSource) -> str:

@@ -15,11 +15,22 @@ from deployments.backends.diffusion.flux_kontext import (
     FluxKontextRecipe,
     compose_condition,
 )
-from deployments.backends.diffusion.recipe import Paint, Recipe, Row, StepCallback
-from deployments.recipes import FluxFill, FluxKontext, FluxKontextInpaint, Prompt
+from deployments.backends.diffusion.recipe import Recipe
+from deployments.recipes import FluxFill, FluxKontext, FluxKontextInpaint
 from serve.errors import BundleInvalid
 from serve.messages import UInt8Array
 from tests.pictures import photo
+from tests.rows import (
+    HEIGHT_PX,
+    PROMPT,
+    WIDTH_PX,
+    Loaded,
+    Stop,
+    levels_apart,
+    load,
+    region,
+    stop_at,
+)
 from tests.tiny.flux import (
     FILL_CHANNELS,
     PACKED_CHANNELS,
@@ -29,9 +40,7 @@ from tests.tiny.flux import (
     build_flux_lora,
 )
 
-WIDTH_PX, HEIGHT_PX = 128, 192
 NUM_STEPS = 4
-PROMPT = Prompt(text="the person wears the sunglasses", max_tokens=64)
 MAX_BATCH_LEVELS = 2  # 1 was measured: float32 sums differ in order with the batch's size
 
 
@@ -56,64 +65,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: family.build(root / name) for name, family in FAMILIES.items()}
 
 
-class Loaded:
-    """A pipeline with its recipe, as the engine holds them."""
-
-    def __init__(
-        self,
-        folder: Path,
-        recipe: Recipe,
-        prompt: Prompt = PROMPT,
-        dtype: torch.dtype = torch.float32,
-    ):
-        self.recipe = recipe
-        self.pipe = load(folder, recipe, dtype)
-        recipe.prepare(self.pipe, str)
-        self.prompt = recipe.encode_prompt(self.pipe, prompt, 3.5)
-
-    def paint(
-        self, rows: Sequence[Row], on_step_end: StepCallback = lambda pipe, step, t, kwargs: kwargs
-    ) -> UInt8Array:
-        return self.recipe.paint(self.pipe, rows, Paint(self.prompt, NUM_STEPS, 3.5, on_step_end))
-
-    def row(self, index: int, product_index: int | None = None, **changes: Any) -> Row:
-        product_hwc = product(index if product_index is None else product_index)
-        fields = {
-            "crop_hwc": photo(WIDTH_PX, HEIGHT_PX, seed=index),
-            "region_hw": region(index),
-            "product_hwc": product_hwc,
-            "product": self.recipe.encode_product(self.pipe, product_hwc, WIDTH_PX, HEIGHT_PX),
-            "generator": torch.Generator().manual_seed(index),
-        }
-        return Row(**{**fields, **changes})
-
-
-def load(folder: Path, recipe: Recipe, dtype: torch.dtype = torch.float32) -> Any:
-    pipe = recipe.pipeline_class().from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def region(index: int) -> UInt8Array:
-    region_hw = np.zeros((HEIGHT_PX, WIDTH_PX), np.uint8)
-    region_hw[32 + 16 * index : 144, 32:96] = 255
-    return region_hw
-
-
-def product(index: int) -> UInt8Array:
-    """(160, 128, 3): something in strong colours on white."""
-    product_hwc = np.full((160, 128, 3), 255, np.uint8)
-    product_hwc[30:130, 20:108] = np.random.default_rng(index).integers(0, 255, (100, 88, 3))
-    return product_hwc
-
-
 @pytest.fixture(params=list(FAMILIES))
 def loaded(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Loaded:
     return Loaded(folders[request.param], FAMILIES[request.param].recipe)
-
-
-def levels_apart(a: UInt8Array, b: UInt8Array) -> int:
-    return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
 def test_output_has_the_crops_own_size(loaded: Loaded) -> None:
@@ -148,22 +102,8 @@ def test_each_row_gets_its_own_product(loaded: Loaded) -> None:
 
 def test_text_encoders_may_go_once_the_prompt_is_encoded(loaded: Loaded) -> None:
     before = loaded.paint([loaded.row(0)])
-    for name in loaded.recipe.text_encoders:
-        setattr(loaded.pipe, name, None)
+    loaded.drop_text_encoders()
     assert (loaded.paint([loaded.row(0)]) == before).all()
-
-
-class Stop(Exception):
-    """What a step callback raises here."""
-
-
-def stop_at(last_step: int) -> StepCallback:
-    def on_step_end(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if step == last_step:
-            raise Stop
-        return kwargs
-
-    return on_step_end
 
 
 def test_callback_sees_every_step_and_a_stop_leaves_no_trace(loaded: Loaded) -> None:
@@ -205,6 +145,7 @@ def test_lora_changes_the_picture_and_its_removal_restores_the_bytes(
     name: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     loaded = Loaded(folders[name], FAMILIES[name].recipe)
+    loaded.drop_text_encoders()
     plain = loaded.paint([loaded.row(0)])
     lora = build_flux_lora(tmp_path, seed=1, in_channels=FAMILIES[name].lora_channels)
     loaded.pipe.load_lora_weights(lora, adapter_name="expert", local_files_only=True)
@@ -217,14 +158,14 @@ def test_lora_changes_the_picture_and_its_removal_restores_the_bytes(
 def test_more_tokens_than_flux_reads_are_refused(name: str, folders: dict[str, Path]) -> None:
     prompt = PROMPT.model_copy(update={"max_tokens": 513})
     with pytest.raises(BundleInvalid, match="512"):
-        Loaded(folders[name], FAMILIES[name].recipe, prompt)
+        Loaded(folders[name], FAMILIES[name].recipe, prompt=prompt)
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_negative_prompt_that_nothing_reads_is_refused(name: str, folders: dict[str, Path]) -> None:
     prompt = PROMPT.model_copy(update={"negative": "blurred"})
     with pytest.raises(BundleInvalid, match="negative"):
-        Loaded(folders[name], FAMILIES[name].recipe, prompt)
+        Loaded(folders[name], FAMILIES[name].recipe, prompt=prompt)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +180,9 @@ def test_true_cfg_steers_by_the_negative_prompt(
 ) -> None:
     plain = Loaded(folders[name], FAMILIES[name].recipe)
     empty = Loaded(folders[name], recipe)
-    blurred = Loaded(folders[name], recipe, PROMPT.model_copy(update={"negative": "blurred"}))
+    blurred = Loaded(
+        folders[name], recipe, prompt=PROMPT.model_copy(update={"negative": "blurred"})
+    )
     pictures = [loaded.paint([loaded.row(0), loaded.row(1)]) for loaded in (plain, empty, blurred)]
     assert levels_apart(pictures[0], pictures[1]) > MAX_BATCH_LEVELS
     assert levels_apart(pictures[1], pictures[2]) > MAX_BATCH_LEVELS
@@ -261,7 +204,7 @@ def test_product_encoded_earlier_gives_the_stock_pipelines_bytes(folders: dict[s
         max_area=WIDTH_PX * HEIGHT_PX,
         _auto_resize=False,
         num_inference_steps=NUM_STEPS,
-        guidance_scale=3.5,
+        guidance_scale=loaded.guidance,
         output_type="np",
     ).images
     expected = (images * 255).round().astype(np.uint8)
@@ -308,7 +251,7 @@ def test_fill_keeps_the_right_half_of_the_stock_pipelines_diptych(
         width=2 * WIDTH_PX,
         height=HEIGHT_PX,
         num_inference_steps=NUM_STEPS,
-        guidance_scale=3.5,
+        guidance_scale=loaded.guidance,
         output_type="np",
     ).images
     expected = (images[:, :, WIDTH_PX:] * 255).round().astype(np.uint8)

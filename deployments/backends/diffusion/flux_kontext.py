@@ -150,9 +150,6 @@ class _LatentsPassThrough:
     def __init__(self, processor: Any):
         self._processor = processor
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._processor, name)
-
     def get_default_height_width(self, image: Any, *args: Any, **kwargs: Any) -> tuple[int, int]:
         if isinstance(image, _Latents):
             height, width = image.latents_nchw.shape[2:]
@@ -169,3 +166,6 @@ class _LatentsPassThrough:
         if isinstance(image, _Latents):
             return image.latents_nchw
         return self._processor.preprocess(image, *args, **kwargs)
+
+    def postprocess(self, *args: Any, **kwargs: Any) -> Any:
+        return self._processor.postprocess(*args, **kwargs)
