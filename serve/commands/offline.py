@@ -1,19 +1,21 @@
 """The pipeline in this process, without Ray and without an expert: for commands about versions."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deployments.bundle import Bundle
 from deployments.segmenters.base import Segmenter, SegmenterPlan
 from deployments.segmenters.registry import create_segmenter
 from serve.catalog import Catalog
-from serve.errors import Sm4llError
+from serve.demo.cases import demo_cases
+from serve.errors import RequestError, Sm4llError, SubjectNotFound
 from serve.imaging.limits import ImageLimits
-from serve.messages import SegmentReply, SegmentRequest
+from serve.messages import Expert, ExpertRequest, SegmentReply, SegmentRequest
+from serve.pairs import Pair
 from serve.pipeline import Pipeline
-from serve.prepare import Plan, name_maker
+from serve.prepare import Plan, build_work, name_maker
 from serve.schemas import MaskConvention, Quality
 from serve.steps import Prepared, TryOnWork
 from serve.telemetry import Stopwatch
@@ -76,3 +78,47 @@ class _SegmentHere:
         if isinstance(outcome, Sm4llError):
             raise outcome
         return outcome
+
+
+def demo_pairs(expert: Expert) -> list[Pair]:
+    """The expert's bundled product on every bundled person, the one of its demo first."""
+    cases = {case.expert: case for case in demo_cases()}
+    own = cases[expert]
+    persons = dict.fromkeys([own.person_path, *(case.person_path for case in cases.values())])
+    return [
+        Pair(person.stem, {"person": person, "product": own.product_path}) for person in persons
+    ]
+
+
+async def build_requests(
+    offline: Offline, pairs: Sequence[Pair], num_requests: int
+) -> dict[str, ExpertRequest]:
+    """So many requests of pairs in which the expert finds what it needs, by the pair's name.
+
+    Fewer pairs than requests: the same ones once more with the next seed.
+
+    Raises:
+        SubjectNotFound: it finds it in none.
+    """
+    requests: dict[str, ExpertRequest] = {}
+    reasons = []
+    for pair in pairs:
+        if len(requests) == num_requests:
+            break
+        files = {role: path.read_bytes() for role, path in pair.files.items()}
+        try:
+            prepared = await offline.prepare(build_work(offline.plan, pair.name, files))
+        except RequestError as exc:
+            reasons.append(f"{pair.name}: {exc.detail}")
+        else:
+            requests[pair.name] = prepared.crop.request
+    if not requests:
+        raise SubjectNotFound(
+            f"no pair can be used: {'; '.join(reasons)}", remedy="bring others with --pairs"
+        )
+    first = list(requests.items())
+    for index in range(num_requests - len(first)):
+        name, request = first[index % len(first)]
+        seed = (request.seed + 1 + index) % 2**32
+        requests[f"{name}-{seed}"] = replace(request, seed=seed)
+    return requests
