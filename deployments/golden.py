@@ -103,8 +103,6 @@ def digest_sources(bundle: Bundle) -> dict[str, str]:
     for source in _sources_of(bundle):
         if source.path is None or source.sha256 is not None:
             continue
-        from deployments.weights import digest_weights
-
         located = source.located(bundle.home).path
         assert located is not None
         folder = located / (source.subfolder or "")
