@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from deployments.backends.diffusion.passes import fork_pipe
 from deployments.backends.diffusion.recipe import Paint, Recipe, Row, StepCallback
 from deployments.recipes import Prompt
 from deployments.sources import ModelSource
@@ -41,7 +42,8 @@ class Loaded:
         self, rows: Sequence[Row], on_step_end: StepCallback = lambda pipe, step, t, kwargs: kwargs
     ) -> UInt8Array:
         paint = Paint(self.prompt, self.num_steps, self.guidance, on_step_end)
-        return self.recipe.paint(self.pipe, rows, paint)
+        with torch.inference_mode():
+            return self.recipe.paint(fork_pipe(self.pipe), rows, paint)
 
     def row(self, index: int, product_index: int | None = None, **changes: Any) -> Row:
         product_hwc = product(index if product_index is None else product_index)

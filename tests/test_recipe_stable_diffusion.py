@@ -1,8 +1,7 @@
 """Stable Diffusion recipes on tiny pipelines: one product per row, by IP-Adapter or diptych."""
 
-import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -11,10 +10,7 @@ from PIL import Image
 
 from deployments.backends.diffusion.diptych import letterbox
 from deployments.backends.diffusion.recipe import Recipe
-from deployments.backends.diffusion.stable_diffusion import (
-    StableDiffusionInpaintRecipe,
-    StableDiffusionXLInpaintRecipe,
-)
+from deployments.backends.diffusion.registry import create_recipe
 from deployments.recipes import (
     ProductAsIpAdapter,
     StableDiffusionInpaint,
@@ -40,17 +36,16 @@ UNETS = {"sd": build_sd_unet, "sdxl": build_sdxl_unet}
 class Files(NamedTuple):
     root: Path
 
-    def load(self, mode: str, **options: object) -> Loaded:
-        return Loaded(self.root / mode.split("-")[0], self.recipe(mode), **options)  # type: ignore[arg-type]
+    def load(self, mode: str, **options: Any) -> Loaded:
+        return Loaded(self.root / mode.split("-")[0], self.recipe(mode), **options)
 
     def recipe(self, mode: str) -> Recipe:
         family, _, by = mode.partition("-")
-        settings = {"product": self.ip_adapter(family, plus=by == "ip-plus")}
-        if by == "diptych":
-            settings = {}
+        adapter = {"product": self.ip_adapter(family, plus=by == "ip-plus")}
+        settings: dict[str, Any] = {} if by == "diptych" else adapter
         if family == "sd":
-            return StableDiffusionInpaintRecipe(StableDiffusionInpaint(**settings))
-        return StableDiffusionXLInpaintRecipe(StableDiffusionXLInpaint(**settings))
+            return create_recipe(StableDiffusionInpaint(**settings))
+        return create_recipe(StableDiffusionXLInpaint(**settings))
 
     def ip_adapter(self, family: str, plus: bool = False) -> ProductAsIpAdapter:
         folder = self.root / f"{family}-adapter{'-plus' * plus}"
@@ -153,12 +148,11 @@ def test_product_encoded_earlier_gives_the_stock_pipelines_bytes(
     from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
 
     family = mode.split("-")[0]
-    stock_class = {"sd": StableDiffusionInpaintPipeline, "sdxl": StableDiffusionXLInpaintPipeline}
-    options = {"safety_checker": None} if family == "sd" else {}
     loaded = files.load(mode, guidance=guidance)
     row = loaded.row(0)
-    stock = stock_class[family].from_pretrained(files.root / family, **options)
-    loaded.recipe.prepare(stock, lambda source: str(source.path))
+    stock_class = {"sd": StableDiffusionInpaintPipeline, "sdxl": StableDiffusionXLInpaintPipeline}
+    options = {"requires_safety_checker": False} if family == "sd" else {}
+    stock = stock_class[family](**loaded.pipe.components, **options)
     images = stock(
         prompt=PROMPT.text,
         image=Image.fromarray(row.crop_hwc),
@@ -175,6 +169,15 @@ def test_product_encoded_earlier_gives_the_stock_pipelines_bytes(
     expected = (images * 255).round().astype(np.uint8)
     assert (loaded.paint([row]) == expected).all()
     assert (loaded.paint([loaded.row(0, product=None)]) == expected).all()
+
+
+def test_half_precision_survives_the_vae_of_sdxl_that_asks_for_more(files: Files) -> None:
+    loaded = files.load("sdxl-ip", dtype=torch.bfloat16)
+    assert loaded.pipe.vae.config.force_upcast
+    first = loaded.paint([loaded.row(0), loaded.row(1)])
+    assert first.std() > 10
+    assert loaded.pipe.vae.dtype == torch.bfloat16
+    assert (loaded.paint([loaded.row(0), loaded.row(1)]) == first).all()
 
 
 def test_negative_prompt_steers_above_guidance_one_only(files: Files) -> None:
@@ -203,9 +206,7 @@ def test_product_that_is_not_square_is_seen_whole(files: Files) -> None:
 
 def test_scale_of_the_ip_adapter_is_obeyed(files: Files) -> None:
     adapter = files.ip_adapter("sd").model_copy(update={"scale": 0.0})
-    without = Loaded(
-        files.root / "sd", StableDiffusionInpaintRecipe(StableDiffusionInpaint(product=adapter))
-    )
+    without = Loaded(files.root / "sd", create_recipe(StableDiffusionInpaint(product=adapter)))
     pictures = [without.paint([without.row(0, product_index=index)]) for index in range(2)]
     assert (pictures[0] == pictures[1]).all()
 
@@ -217,16 +218,6 @@ def test_region_thinner_than_a_latent_is_painted(files: Files) -> None:
     line_hw[101:103, 8:120] = 255
     old, new = (loaded.paint([loaded.row(0, region_hw=hw)]) for hw in (nothing_hw, line_hw))
     assert levels_apart(old[0][line_hw > 0], new[0][line_hw > 0]) > 10
-
-
-def test_safety_checker_is_neither_loaded_nor_lamented(
-    files: Files, caplog: pytest.LogCaptureFixture
-) -> None:
-    logging.getLogger("diffusers").propagate = True
-    with caplog.at_level(logging.WARNING):
-        loaded = files.load("sd-diptych")
-    assert loaded.pipe.safety_checker is None
-    assert "safety" not in caplog.text
 
 
 def test_strength_that_leaves_no_step_is_refused_by_name(files: Files) -> None:
@@ -247,13 +238,12 @@ def test_ip_adapter_that_cannot_be_used_is_refused_by_name(
     changes: dict[str, str], message: str, files: Files
 ) -> None:
     adapter = files.ip_adapter("sd").model_copy(update=changes)
-    recipe = StableDiffusionInpaintRecipe(StableDiffusionInpaint(product=adapter))
     with pytest.raises(BundleInvalid, match=message):
-        Loaded(files.root / "sd", recipe)
+        Loaded(files.root / "sd", create_recipe(StableDiffusionInpaint(product=adapter)))
 
 
 def test_ip_adapter_of_another_base_is_refused(files: Files) -> None:
-    recipe = StableDiffusionInpaintRecipe(StableDiffusionInpaint(product=files.ip_adapter("sdxl")))
+    recipe = create_recipe(StableDiffusionInpaint(product=files.ip_adapter("sdxl")))
     with pytest.raises(BundleInvalid, match=r"ip\.safetensors") as caught:
         Loaded(files.root / "sd", recipe)
     assert "family" in caught.value.remedy

@@ -34,15 +34,14 @@ IP_TOKENS = 4
 """How many tokens an IP-Adapter of the first kind makes of one picture."""
 
 
-def build_sd_inpaint(folder: Path, seed: int = 0) -> Path:
-    """Save a StableDiffusionInpaintPipeline, safety checker included, and return its folder."""
+def build_sd_inpaint(folder: Path, seed: int = 0, has_checker: bool = False) -> Path:
+    """Save a StableDiffusionInpaintPipeline and return its folder.
+
+    Args:
+        has_checker: with the safety checker that published repositories bring.
+    """
     torch.manual_seed(seed)
     tokenizer = build_clip_tokenizer()
-    checker = CLIPConfig(
-        text_config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
-        vision_config=_vision_config().to_dict(),
-        projection_dim=CLIP_EMBEDDING,
-    )
     StableDiffusionInpaintPipeline(
         vae=_build_vae(),
         text_encoder=CLIPTextModel(_text_config(tokenizer)),
@@ -56,8 +55,9 @@ def build_sd_inpaint(folder: Path, seed: int = 0) -> Path:
             set_alpha_to_one=False,
             steps_offset=1,
         ),
-        safety_checker=StableDiffusionSafetyChecker(checker),
+        safety_checker=_build_checker() if has_checker else None,
         feature_extractor=CLIPImageProcessor(size=CLIP_SIDE_PX, crop_size=CLIP_SIDE_PX),
+        requires_safety_checker=has_checker,
     ).save_pretrained(folder)
     return folder
 
@@ -218,6 +218,15 @@ def build_clip_tokenizer() -> CLIPTokenizer:
     tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), "<|startoftext|>", "<|endoftext|>"]
     vocab = {token: index for index, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+
+
+def _build_checker() -> StableDiffusionSafetyChecker:
+    config = CLIPConfig(
+        text_config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        vision_config=_vision_config().to_dict(),
+        projection_dim=CLIP_EMBEDDING,
+    )
+    return StableDiffusionSafetyChecker(config)
 
 
 def _build_vae() -> AutoencoderKL:

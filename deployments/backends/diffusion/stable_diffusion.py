@@ -168,18 +168,20 @@ def _load_ip_adapter(pipe: Any, adapter: ProductAsIpAdapter, folder: Path) -> No
             f"{name} of {adapter.source.label} is not safetensors: a pickle can run code",
             remedy="name the adapter's .safetensors file, or convert it",
         )
-    encoder_folder = folder / adapter.image_encoder_folder
+    subfolder, encoder = adapter.source.subfolder or "", adapter.image_encoder_folder
+    # As load_ip_adapter reads it: a bare name lies beside the adapter, a path starts at the top.
+    encoder_folder = folder / encoder if "/" in encoder else folder / subfolder / encoder
     if not any(encoder_folder.glob("*.safetensors")):
         raise BundleInvalid(
-            f"{adapter.source.label}: no safetensors in {adapter.image_encoder_folder}",
+            f"{adapter.source.label}: no safetensors in {encoder}",
             remedy="name the folder of the adapter's image encoder in image_encoder_folder",
         )
     try:
         pipe.load_ip_adapter(
             str(folder),
-            subfolder=adapter.source.subfolder or "",
+            subfolder=subfolder,
             weight_name=name,
-            image_encoder_folder=adapter.image_encoder_folder,
+            image_encoder_folder=encoder,
             local_files_only=True,
         )
     except (OSError, KeyError, ValueError, RuntimeError) as exc:

@@ -11,13 +11,7 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPi
 
 
 class SdInpaintPipeline(StableDiffusionInpaintPipeline):  # type: ignore[misc]
-    """Without the safety checker: it blackens pictures of bare skin, which try-on is full of."""
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Any:
-        return super().from_pretrained(
-            folder, safety_checker=None, requires_safety_checker=False, **kwargs
-        )
+    """SD 1.5 and 2."""
 
     def prepare_ip_adapter_image_embeds(
         self, picture: Any, embeds: list[torch.Tensor] | None, device: Any, *counts: Any
