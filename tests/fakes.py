@@ -2,17 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fastapi import FastAPI
 
-from deployments.bundle import load_family
+from deployments.bundle import Bundle, load_family
 from deployments.expert import ExpertReplica
-from deployments.maskers import ClassicalMasker
 from deployments.options import group_experts
-from deployments.segmenters.base import SegmenterPlan
+from deployments.segmenters.base import Segmenter, SegmenterPlan
 from deployments.segmenters.registry import create_segmenter
 from serve.api.app import build_api
 from serve.api.models import State
@@ -24,6 +23,17 @@ from serve.messages import SegmentReply, SegmentRequest
 from serve.pipeline import Pipeline
 
 
+def load_segmenters(bundles: Iterable[Bundle]) -> dict[str, Segmenter]:
+    """One segmenter per masker that the bundles name, as the graph deploys them."""
+    segmenters = {}
+    for bundle in bundles:
+        if bundle.masker.id not in segmenters:
+            segmenter = create_segmenter(bundle.masker, SegmenterPlan(2**26, bundle.home))
+            segmenter.load()
+            segmenters[bundle.masker.id] = segmenter
+    return segmenters
+
+
 def build_local_api(
     family_file: Path, timeout_s: float | None = None, waiting_for: tuple[str, ...] = ()
 ) -> FastAPI:
@@ -33,15 +43,15 @@ def build_local_api(
         router = family.router.model_copy(update={"default_timeout_s": timeout_s})
         family = family.model_copy(update={"router": router})
     catalog = Catalog(family, bundles)
-    segmenter = create_segmenter(ClassicalMasker(), SegmenterPlan(2**26))
-    segmenter.load()
+    segmenters = load_segmenters(bundles.values())
     replicas: dict[str, ExpertReplica] = {}
     for group in group_experts(family, bundles):
         replica = ExpertReplica(group.bundles, ReplicaPlan(name=group.name))
         replicas.update({bundle.version: replica for bundle in group.bundles})
 
     async def segment(request: SegmentRequest) -> SegmentReply:
-        (outcome,) = await asyncio.to_thread(segmenter.segment, [request])
+        found = segmenters[request.masker].segment
+        (outcome,) = await asyncio.to_thread(found, [request])
         if isinstance(outcome, Sm4llError):
             raise outcome
         return outcome

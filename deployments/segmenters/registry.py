@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from deployments.maskers import MaskerConfig
+from deployments.maskers import LandmarksMasker, MaskerConfig, MattingMasker, ParsingMasker
 from deployments.segmenters.base import Segmenter, SegmenterPlan
 
 
@@ -12,8 +12,33 @@ def _create_classical(masker: MaskerConfig, plan: SegmenterPlan) -> Segmenter:
     return ClassicalSegmenter(plan.cache_bytes)
 
 
+# The weighted ones take seconds to import: only a replica that runs one pays for it.
+def _create_parsing(masker: MaskerConfig, plan: SegmenterPlan) -> Segmenter:
+    from deployments.segmenters.parsing.segmenter import ParsingSegmenter
+
+    assert isinstance(masker, ParsingMasker)
+    return ParsingSegmenter(masker, plan)
+
+
+def _create_matting(masker: MaskerConfig, plan: SegmenterPlan) -> Segmenter:
+    from deployments.segmenters.matting.segmenter import MattingSegmenter
+
+    assert isinstance(masker, MattingMasker)
+    return MattingSegmenter(masker, plan)
+
+
+def _create_landmarks(masker: MaskerConfig, plan: SegmenterPlan) -> Segmenter:
+    from deployments.segmenters.landmarks.segmenter import LandmarksSegmenter
+
+    assert isinstance(masker, LandmarksMasker)
+    return LandmarksSegmenter(masker, plan)
+
+
 SEGMENTERS: dict[str, Callable[[MaskerConfig, SegmenterPlan], Segmenter]] = {
     "classical": _create_classical,
+    "parsing": _create_parsing,
+    "matting": _create_matting,
+    "landmarks": _create_landmarks,
 }
 
 
