@@ -21,12 +21,16 @@ backend: {kind: noop}
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped family plus a no-op version of `top`, and `bg` scaled to zero."""
+    """The shipped family plus a no-op version of `top`, and seven LoRAs on one tiny base."""
     folder = tmp_path_factory.mktemp("configs")
     shutil.copytree(CONFIGS_DIR / "experts", folder / "experts")
     (folder / "experts/top.noop.yaml").write_text(f"expert: top\nname: noop\n{NOOP}")
+    # Imported here: the tests that need no weights start without torch.
+    from tests.tiny.family import SHARED_BASE, lora_lines, write_lora_experts
+
+    write_lora_experts(folder)
     lines = (CONFIGS_DIR / "family.yaml").read_text() + "  - version: top@noop\n"
-    (folder / "family.yaml").write_text(lines)
+    (folder / "family.yaml").write_text(SHARED_BASE + lines + lora_lines())
     return folder / "family.yaml"
 
 
