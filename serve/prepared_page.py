@@ -22,7 +22,7 @@ def write_page(out_dir: Path, manifest: Manifest, metas: Sequence[SampleMeta]) -
     body = _header(manifest) + _skipped(manifest.skipped)
     if shown:
         body += f"<h2>Training inputs</h2>\n{_legend(len(metas))}"
-    body += "".join(_section(meta) for meta in shown)
+    body += "".join(_section(meta, index) for index, meta in enumerate(shown))
     title = f"{manifest.version}: {len(metas)} training inputs"
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -75,13 +75,13 @@ def _legend(num_samples: int) -> str:
     )
 
 
-def _section(meta: SampleMeta) -> str:
+def _section(meta: SampleMeta, index: int) -> str:
     files = [("Mask", "mask.png", meta.crop_size), ("Product", "product.png", meta.product_size)]
     if meta.has_silhouette:
         files.append(("Silhouette", "silhouette.png", meta.crop_size))
     if meta.has_target:
         files.append(("Target", "target_crop.png", meta.crop_size))
-    figures = _figure(meta, _stack(meta), "Crop with region", "crop.png", meta.crop_size)
+    figures = _figure(meta, _stack(meta, index), "Crop with region", "crop.png", meta.crop_size)
     for caption, file, size in files:
         figures += _figure(meta, _image(meta, file, size), caption, file, size)
     return (
@@ -125,16 +125,18 @@ def _link(meta: SampleMeta, file: str) -> str:
     return escape(quote(f"{meta.name}/{file}"))
 
 
-def _stack(meta: SampleMeta) -> str:
+def _stack(meta: SampleMeta, index: int) -> str:
     width, height = meta.crop_size
     radius = max(width, height) / 130
     dots = "".join(
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{escape(name)}</title></circle>'
         for name, (x, y) in meta.landmarks.points.items()
     )
-    crop, mask = (_image(meta, file, meta.crop_size) for file in ("crop.png", "mask.png"))
+    tint = f"tint-{index}"
     return (
-        f'<div class="stack" style="--ratio: {width / height:.4f}">{crop}'
-        f'<div class="tint">{mask}</div>'
-        f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{dots}</svg></div>'
+        f'<div class="stack" style="--ratio: {width / height:.4f}">'
+        f"{_image(meta, 'crop.png', meta.crop_size)}"
+        f'<svg viewBox="0 0 {width} {height}" aria-hidden="true"><mask id="{tint}">'
+        f'<image href="{_link(meta, "mask.png")}" width="{width}" height="{height}"/></mask>'
+        f'<rect width="{width}" height="{height}" mask="url(#{tint})"/>{dots}</svg></div>'
     )
