@@ -3,9 +3,9 @@
 A pipeline option that a bundle may set is a field here; nothing is passed through unread.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from deployments.sources import ModelSource
 from serve.config import Config
@@ -57,6 +57,12 @@ class Speed(Config):
     attention: Literal["auto", "sdpa", "flash"] = "auto"
     vae_tiling_above_megapixels: PositiveFloat = 1.5
     """Larger crops are decoded in tiles: less memory, a little slower."""
+
+    @model_validator(mode="after")
+    def _graphs_are_of_compiled_kernels(self) -> Self:
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("cuda_graphs needs compile")
+        return self
 
 
 class Diffusion(Config):
