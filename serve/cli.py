@@ -6,7 +6,7 @@ import typer
 
 from serve import __version__
 from serve.client import ApiError, ApiUnreachable
-from serve.commands import bench, cluster, listing, tryon
+from serve.commands import bench, cluster, experts, listing, tryon
 from serve.commands.console import err, out
 from serve.errors import ConfigError, Sm4llError
 
@@ -21,8 +21,13 @@ app = typer.Typer(
 app.command()(cluster.up)
 app.command()(cluster.down)
 app.command()(tryon.tryon)
-app.command()(listing.experts)
 app.command()(cluster.demo)
+app.command()(experts.prepare)
+
+versions = typer.Typer()
+versions.callback(invoke_without_command=True)(listing.experts)
+versions.command()(experts.freeze)
+app.add_typer(versions, name="experts")
 
 benches = typer.Typer(help="Measure; every figure is a ratio within one run.", no_args_is_help=True)
 for measure in (bench.gateway, bench.experts, bench.packing, bench.gpu):

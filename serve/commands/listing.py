@@ -1,5 +1,6 @@
 """What a running API serves."""
 
+import typer
 from rich import box
 from rich.table import Table
 
@@ -8,8 +9,10 @@ from serve.commands.console import Url, out
 from serve.settings import Settings
 
 
-def experts(url: Url = None) -> None:
-    """List the deployed expert versions."""
+def experts(context: typer.Context, url: Url = None) -> None:
+    """List the deployed expert versions; or, with a command, work on one."""
+    if context.invoked_subcommand is not None:
+        return
     with Client(url or Settings().url) as client:
         models = client.models().models
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
