@@ -1,18 +1,25 @@
-"""The deployment of one expert version: owns one backend, one request on the device at a time."""
+"""The deployment of one expert version, or of several on one base: owns one backend."""
 
 import asyncio
+import contextlib
+import logging
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
 
+from deployments.backends.base import Backend, OnStep
 from deployments.backends.registry import create_backend
+from deployments.batcher import Batcher, Member
 from deployments.bundle import Bundle
 from serve.config import ReplicaPlan
 from serve.errors import (
     Cancelled,
     DeadlineExceeded,
     GenerationFailed,
+    OutOfDeviceMemory,
     RequestError,
     Sm4llError,
 )
@@ -22,58 +29,142 @@ from serve.messages import ExpertReply, ExpertRequest
 MAX_FAILURES_IN_A_ROW = 5
 
 
+class DeviceThread:
+    """The one thread that touches the backend.
+
+    A destructor may feed it, unlike an executor: it can interrupt the very code that holds the
+    executor's lock, and wait for itself.
+    """
+
+    def __init__(self, name: str):
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        threading.Thread(target=_work_off, args=(self._jobs,), name=name, daemon=True).start()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run it there, after everything before it."""
+        self._jobs.put(job)
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Run it there and wait; what it raises is raised here."""
+        done: Future[None] = Future()
+
+        def work() -> None:
+            try:
+                job()
+            except BaseException as exc:
+                done.set_exception(exc)
+            else:
+                done.set_result(None)
+
+        self.submit(work)
+        done.result()
+
+    def close(self) -> None:
+        """End the thread when everything before is done."""
+        self._jobs.put(None)
+
+
+def _work_off(jobs: SimpleQueue[Callable[[], None] | None]) -> None:
+    while True:
+        job = jobs.get()
+        if job is None:
+            return
+        try:
+            job()
+        except BaseException:
+            logging.getLogger(__name__).exception("the device's thread goes on after this")
+        del job  # it would keep its replica alive until the next one comes
+
+
+class Painter:
+    """One backend; translates what it raises and keeps count of it."""
+
+    def __init__(self, backend: Backend, name: str):
+        self._backend = backend
+        self._name = name
+        self._largest_pass_px = 0
+        self.num_failures_in_a_row = 0
+
+    def generate(self, batch: Sequence[ExpertRequest], on_step: OnStep) -> list[ExpertReply]:
+        """One pass.
+
+        Raises:
+            GenerationFailed: the backend raised something of its own.
+        """
+        try:
+            replies = self._backend.generate(batch, on_step)
+        except (RequestError, Cancelled, DeadlineExceeded):
+            raise
+        except OutOfDeviceMemory as exc:
+            # What is larger than all before it is to blame itself; what fitted before is not.
+            self._count_failure(batch, is_ours=_pass_px(batch) <= self._largest_pass_px)
+            _free_frames(exc)
+            raise
+        except Sm4llError:
+            self._count_failure(batch)
+            raise
+        except Exception as exc:
+            self._count_failure(batch)
+            # The cause's own type may not unpickle at the caller: its words travel, not it.
+            raise GenerationFailed(f"{self._name}: {type(exc).__name__}: {exc}") from exc
+        self.num_failures_in_a_row = 0
+        self._largest_pass_px = max(self._largest_pass_px, _pass_px(batch))
+        return replies
+
+    def _count_failure(self, batch: Sequence[ExpertRequest], is_ours: bool = True) -> None:
+        # A batch of several is tried again in parts, and those count.
+        if len(batch) == 1 and is_ours:
+            self.num_failures_in_a_row += 1
+
+
+def _pass_px(batch: Sequence[ExpertRequest]) -> int:
+    return sum(request.num_images * request.region_hw.size for request in batch)
+
+
+def _free_frames(exc: BaseException) -> None:
+    """Let go of every local of the failed pass: until then its tensors stay on the device."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+
+
 class ExpertReplica:
     """Runs one backend on one thread; a caller who leaves frees it within one step."""
 
-    def __init__(self, bundles: tuple[Bundle, ...], plan: ReplicaPlan):
+    def __init__(
+        self,
+        bundles: tuple[Bundle, ...],
+        plan: ReplicaPlan,
+        create: Callable[[tuple[Bundle, ...], ReplicaPlan], Backend] = create_backend,
+    ):
         self._plan = plan
-        self._backend = create_backend(bundles, plan)
+        self._backend = create(bundles, plan)
+        self._painter = Painter(self._backend, plan.name)
         # One thread: backends are not thread-safe, and the loop stays free for health checks.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=plan.name)
-        self._failures_in_a_row = 0
-        self._backend.load()
+        self._thread = DeviceThread(plan.name)
+        self._batcher = Batcher(self._thread.submit, self._painter.generate)
+        # On that thread too: what a compiler records belongs to the thread that recorded it.
+        self._thread.run(self._backend.load)
 
     async def generate(self, request: ExpertRequest) -> ExpertReply:
-        """Paint one request.
+        """Paint one request, together with whatever compatible waits when the device is free.
 
         Raises:
             Cancelled, DeadlineExceeded: stopped at a step.
             GenerationFailed: the backend raised something of its own.
         """
-        stop = threading.Event()
-        work = asyncio.get_running_loop().run_in_executor(
-            self._thread, self._generate, request, stop
-        )
-        try:
-            return await work
-        except asyncio.CancelledError:
-            # Not started: it never will. Running: it ends at its next step.
-            stop.set()
-            raise
+        member = self._batcher.submit(request)
+        with _expiring(member):
+            try:
+                return await asyncio.wrap_future(member.answer)
+            except asyncio.CancelledError:
+                member.leave()
+                raise
 
-    def _generate(self, request: ExpertRequest, stop: threading.Event) -> ExpertReply:
-        def on_step(step: int, num_steps: int) -> None:
-            if stop.is_set():
-                raise Cancelled(f"stopped at step {step} of {num_steps}")
-            if request.deadline_unix_s is not None and time.time() > request.deadline_unix_s:
-                raise DeadlineExceeded(f"stopped at step {step} of {num_steps}")
-
-        on_step(0, request.num_steps)
-        try:
-            (reply,) = self._backend.generate([request], on_step)
-        except (RequestError, Cancelled, DeadlineExceeded):
-            raise
-        except Exception as exc:
-            self._fail(exc)
-        self._failures_in_a_row = 0
-        return reply
-
-    def _fail(self, exc: Exception) -> NoReturn:
-        self._failures_in_a_row += 1
-        if isinstance(exc, Sm4llError):
-            raise exc
-        # The cause's own type may not unpickle at the caller: its words travel, not it.
-        raise GenerationFailed(f"{self._plan.name}: {type(exc).__name__}: {exc}") from exc
+    async def progress(self, request_id: str) -> tuple[int, int] | None:
+        """Steps done and to do of a request that waits or runs here; None when it does not."""
+        return self._batcher.progress(request_id)
 
     async def ping(self) -> str:
         """Answers once the backend is loaded."""
@@ -81,10 +172,27 @@ class ExpertReplica:
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises three times."""
-        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
-            raise RuntimeError(f"{self._failures_in_a_row} generations failed in a row")
+        if self._painter.num_failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+            raise RuntimeError(f"{self._painter.num_failures_in_a_row} generations failed in a row")
 
     def __del__(self) -> None:
-        # Serve calls this when the replica has drained.
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        self._backend.unload()
+        # Serve calls this when the replica has drained; after a failed start there may be nothing.
+        if hasattr(self, "_batcher"):
+            self._batcher.close()
+            self._thread.submit(self._backend.unload)
+            self._thread.close()
+
+
+@contextlib.contextmanager
+def _expiring(member: Member) -> Iterator[None]:
+    """Answer at the deadline itself, also between two steps and behind another pass."""
+    deadline_unix_s = member.request.deadline_unix_s
+    if deadline_unix_s is None:
+        yield
+        return
+    left_s = max(0.0, deadline_unix_s - time.time())
+    timer = asyncio.get_running_loop().call_later(left_s, member.expire)
+    try:
+        yield
+    finally:
+        timer.cancel()

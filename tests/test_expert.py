@@ -68,9 +68,8 @@ class SteppingBackend:
 
 
 def stepping_replica() -> tuple[ExpertReplica, SteppingBackend]:
-    replica, backend = ExpertReplica((BUNDLE,), PLAN), SteppingBackend()
-    replica._backend = backend
-    return replica, backend
+    backend = SteppingBackend()
+    return ExpertReplica((BUNDLE,), PLAN, lambda bundles, plan: backend), backend
 
 
 def test_noop_gives_the_crop_back_as_often_as_asked() -> None:
