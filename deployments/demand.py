@@ -165,14 +165,22 @@ def _batch(bundle: Bundle, footprint: Footprint) -> int:
 
 
 def _needed_gib(members: list[Bundle], footprints: list[Footprint], batch: int) -> float:
-    """One base, every adapter, the hungriest pass among the versions, and the process."""
+    """One base, every adapter, the hungriest pass among the versions, the products it will keep,
+    and the process."""
     passes_gib = 0.0
     for bundle, footprint in zip(members, footprints, strict=True):
         peak_gib = footprint.predict_peak_gib(*largest_size(bundle), batch)
         assert peak_gib is not None
         passes_gib = max(passes_gib, peak_gib - footprint.adapter_gib)
     adapters_gib = sum(footprint.adapter_gib for footprint in footprints)
-    return passes_gib + adapters_gib + max(footprint.context_gib for footprint in footprints)
+    context_gib = max(footprint.context_gib for footprint in footprints)
+    return passes_gib + adapters_gib + _products_gib(members[0]) + context_gib
+
+
+def _products_gib(bundle: Bundle) -> float:
+    """A profile sees few products; a replica keeps as many as it may."""
+    assert isinstance(bundle.backend, Diffusion)
+    return bundle.backend.product_cache_mib / 1024
 
 
 def largest_size(bundle: Bundle) -> Size:

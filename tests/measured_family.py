@@ -20,6 +20,7 @@ def write_bundle(folder: Path, version: str, **changes: Any) -> Bundle:
     backend = {
         "kind": "inpaint",
         "model": {"path": "weights/klein"},
+        "product_cache_mib": 1,
         "prompt": {"text": "the person wears the product"},
         "recipe": {"pipeline": "Flux2KleinInpaintPipeline"},
     }
