@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import Flux2KleinInpaintPipeline
+from diffusers import Flux2KleinInpaintPipeline, StableDiffusionInpaintPipeline
 from numpy.typing import NDArray
 
 from deployments.backends.diffusion.adapters import AdapterRack, time_swaps
@@ -18,6 +18,12 @@ from serve.errors import BundleInvalid
 from serve.messages import EXPERTS
 from tests.tiny.family import lora_bundle
 from tests.tiny.klein import build_klein, build_klein_lora
+from tests.tiny.stable_diffusion import (
+    TEXT_WIDTH,
+    build_sd_inpaint,
+    build_sd_unet,
+    build_unet_lora,
+)
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PLENTY_BYTES = 2**30
@@ -247,7 +253,8 @@ def test_seven_experts_cost_one_base_and_seven_small_adapters(
     base_bytes = count_bytes(*modules_of(pipe))
     rack = make_rack(pipe, adapters)
     for version in adapters:
-        paint_as(rack, pipe, version)
+        with rack.use(version):
+            pass
     adapter_bytes = rack.bytes_by_version()
     shared_bytes = count_bytes(*modules_of(pipe)) + rack.host_bytes
     assert shared_bytes == base_bytes + rack.slot_bytes + sum(adapter_bytes.values())
@@ -271,6 +278,39 @@ def test_swaps_can_be_timed(pipe: Any, tmp_path: Path) -> None:
     times_s = time_swaps(make_rack(pipe, adapters), list(adapters), 5)
     assert len(times_s) == 5
     assert all(time_s > 0 for time_s in times_s)
+
+
+def test_a_unets_versions_take_turns(tmp_path: Path) -> None:
+    unet = build_sd_unet().eval()
+    pipe = StableDiffusionInpaintPipeline.from_pretrained(build_sd_inpaint(tmp_path / "sd"))
+    pipe.register_modules(unet=unet)
+    adapters = {
+        "eye@1": build_unet_lora(tmp_path / "eye", build_sd_unet(), seed=1),
+        "top@1": build_unet_lora(tmp_path / "top", build_sd_unet(), seed=2, rank=8),
+        "eye@plain": None,
+    }
+    plain = predict_noise(unet)
+    bundles = tuple(make_bundle(version, adapter) for version, adapter in adapters.items())
+    rack = AdapterRack(pipe, "unet", bundles, locate, PLENTY_BYTES)
+    rack.load()
+    seen = []
+    for version in ("eye@1", "top@1", "eye@plain", "eye@1"):
+        with rack.use(version):
+            seen.append(predict_noise(unet))
+    assert seen[0] == seen[3]
+    assert seen[2] == plain
+    assert len({plain, *seen}) == 3
+
+
+def predict_noise(unet: Any) -> bytes:
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        noise = unet(
+            torch.randn(1, 9, 16, 16, generator=rng),
+            torch.tensor(500),
+            torch.randn(1, 7, TEXT_WIDTH, generator=rng),
+        ).sample
+    return bytes(noise.numpy().tobytes())
 
 
 def test_unload_gives_host_memory_back_and_can_be_repeated(pipe: Any, tmp_path: Path) -> None:
