@@ -6,10 +6,10 @@ Generic per category and generous: a mask that fits the old garment tells the ex
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from deployments.maskers import Part as Protected
+from deployments.segmenters.background import draw_background
 from deployments.segmenters.parsing.figure import HIP, WAIST, Figure
 from deployments.segmenters.parsing.heads import HeadBox
 from deployments.segmenters.parsing.labels import Part
@@ -49,7 +49,7 @@ OVERLAP = 0.4
 """Face heights that a garment may be longer over its neighbour than the one worn."""
 MAX_HULL = 1.6
 """A hull this much larger than what it encloses takes in the scene beside spread limbs."""
-MIN_SEEN = {"face": 0.0003, "shoes": 0.0003, "garment": 0.004, "person": 0.005}
+MIN_SEEN = {"shoes": 0.0003, "garment": 0.004}
 """Of the picture."""
 
 NEEDS: dict[Expert, tuple[tuple[Part, ...], ...]] = {
@@ -99,7 +99,7 @@ def draw_region(
         SubjectNotFound: the part of the person that the expert edits is not visible.
     """
     if expert == "bg":
-        return _background(figure, silhouette_hw)
+        return draw_background(silhouette_hw)
     region = _DRAWERS[expert](figure, policy)
     if not region.any():
         raise SubjectNotFound(
@@ -179,23 +179,6 @@ def _shoes(figure: Figure, policy: Policy) -> UInt8Array:
         box = (x0 - beside * width, y0 - up, x1 + beside * width, y1 + below * height)
         add_box(region, box)
     return _spare(_dilated(region, policy.dilation), figure, policy, about=())
-
-
-def _background(figure: Figure, silhouette_hw: UInt8Array) -> UInt8Array:
-    """All but people, by as much as each pixel is none of them: hair stays hair."""
-    if figure.share(figure.person) < MIN_SEEN["person"]:
-        raise SubjectNotFound(
-            "no person found: the parser sees nobody before the background",
-            remedy=f"Send a photo of one person, {OWN_MASK}",
-        )
-    softer = cv2.GaussianBlur(silhouette_hw, (3, 3), 0.6)
-    region = np.asarray(255 - np.maximum(silhouette_hw, softer), np.uint8)
-    if figure.share(region) < MIN_SEEN["person"]:
-        raise SubjectNotFound(
-            "no background found: the person fills the picture",
-            remedy=f"Send a photo that shows what is behind the person, {OWN_MASK}",
-        )
-    return region
 
 
 _DRAWERS: dict[Expert, Callable[[Figure, Policy], UInt8Array]] = {
