@@ -4,14 +4,18 @@ What a pipeline family has to say for itself is its recipe's.
 """
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from deployments.backends.base import Memory, OnStep
+from deployments.backends.diffusion.adapters import AdapterRack
 from deployments.backends.diffusion.base_model import count_weight_bytes, load_base, tile_vae
 from deployments.backends.diffusion.device import (
     choose_device,
@@ -24,14 +28,24 @@ from deployments.backends.diffusion.products import EncodedProducts, flatten_pro
 from deployments.backends.diffusion.prompts import EncodedPrompts
 from deployments.backends.diffusion.recipe import Paint, Row
 from deployments.backends.diffusion.registry import create_recipe
-from deployments.weights import WeightStore
+from deployments.backends.diffusion.speed import apply_speed
 from deployments.bundle import Bundle
-from deployments.recipes import DiffusionConfig, Speed
+from deployments.recipes import DiffusionConfig
+from deployments.weights import WeightStore
 from serve.config import ReplicaPlan
 from serve.errors import GenerationFailed
 from serve.messages import ExpertReply, ExpertRequest, UInt8Array
 
 MIB = 2**20
+WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    pipe: Any
+    prompts: EncodedPrompts
+    products: EncodedProducts
+    adapters: AdapterRack | None
 
 
 class DiffusionBackend:
@@ -43,115 +57,112 @@ class DiffusionBackend:
     is_preview = False
 
     def __init__(self, bundles: tuple[Bundle, ...], plan: ReplicaPlan):
-        config: Any = bundles[0].backend
-        self._config: DiffusionConfig = config
+        config = _diffusion(bundles[0])
         self.kind: str = config.kind
+        self._config = config
         self._bundles = {bundle.version: bundle for bundle in bundles}
+        self._name = plan.name
         self._weights = WeightStore(bundles[0].home, plan.weights)
         self._recipe = create_recipe(config.recipe)
-        self._pipe: Any = None
-        self._prompts: EncodedPrompts
-        self._products: EncodedProducts
-        self._adapters: Any = None
+        self._logger = logging.getLogger(__name__)
+        self._loaded: _Loaded | None = None
 
     def load(self) -> None:
         config, device = self._config, choose_device()
-        dtype = choose_dtype(config.dtype, device)
-        self._pipe = load_base(self._recipe, config, self._weights, device, dtype)
-        self._products = EncodedProducts(self._recipe, config.product_cache_mib * MIB)
-        self._load_prompts()
-        self._load_adapters()
-        if config.speed != Speed():
-            from deployments.backends.diffusion.speed import apply_speed
+        with map_torch_errors():
+            dtype = choose_dtype(config.dtype, device)
+            pipe = load_base(self._recipe, config, self._weights, device, dtype)
+            prompts = self._encode_prompts(pipe)
+            adapters = self._load_adapters(pipe)
+            # Last: it compiles and quantises what is there by then.
+            missing = apply_speed(pipe, self._recipe, config.speed, device)
+        for reason in missing:
+            self._logger.warning("%s runs without %s", self._name, reason)
+        products = EncodedProducts(self._recipe, config.product_cache_mib * MIB)
+        self._loaded = _Loaded(pipe, prompts, products, adapters)
 
-            apply_speed(self._pipe, self._recipe, config.speed, device)
-
-    def _load_prompts(self) -> None:
-        prompts = EncodedPrompts(self._recipe, self._pipe)
-        bundles = self._bundles.values()
-        for bundle in bundles:
-            prompts.get(_prompt_of(bundle), bundle.guidance)
-        if all(_prompt_of(bundle).drop_text_encoders for bundle in bundles):
+    def _encode_prompts(self, pipe: Any) -> EncodedPrompts:
+        prompts = EncodedPrompts(self._recipe, pipe)
+        for bundle in self._bundles.values():
+            prompts.get(_diffusion(bundle).prompt, bundle.guidance)
+        if all(_diffusion(b).prompt.drop_text_encoders for b in self._bundles.values()):
             prompts.drop_encoders()
-        self._prompts = prompts
+        return prompts
 
-    def _load_adapters(self) -> None:
+    def _load_adapters(self, pipe: Any) -> AdapterRack | None:
         bundles = tuple(self._bundles.values())
-        if all(getattr(bundle.backend, "adapter", None) is None for bundle in bundles):
-            return
-        from deployments.backends.diffusion.adapters import AdapterRack
-
+        if all(_diffusion(bundle).adapter is None for bundle in bundles):
+            return None
         budget_bytes = self._config.adapter_cache_mib * MIB
-        rack = AdapterRack(
-            self._pipe, self._recipe.denoiser, bundles, self._weights.locate, budget_bytes
-        )
+        rack = AdapterRack(pipe, self._recipe.denoiser, bundles, self._weights.locate, budget_bytes)
         rack.load()
-        self._adapters = rack
+        return rack
 
     def generate(self, batch: Sequence[ExpertRequest], on_step: OnStep) -> list[ExpertReply]:
         started_s = time.perf_counter()
         _require_alike(batch, self._bundles)
-        num_rows = sum(request.num_images for request in batch)
-        max_rows = self._config.max_batch_size
-        steps = Steps(on_step, num_passes=-(-num_rows // max_rows))
-        with map_torch_errors(passes=steps.has_raised), self._acting_as(batch[0].version):
-            rows = self._build_rows(batch)
-            paint = self._paint_of(batch[0], steps)
-            painted = [
-                self._recipe.paint(fork_pipe(self._pipe), rows[first : first + max_rows], paint)
-                for first in range(0, num_rows, max_rows)
-            ]
-        generate_ms = (time.perf_counter() - started_s) * 1000
-        return _split(np.concatenate(painted), batch, generate_ms)
-
-    @contextlib.contextmanager
-    def _acting_as(self, version: str) -> Iterator[None]:
-        adapters = self._adapters
+        assert self._loaded is not None, "load comes first"
+        loaded, steps = self._loaded, Steps(on_step, self._num_passes(batch))
         with (
-            adapters.use(version) if adapters else contextlib.nullcontext(),
+            map_torch_errors(passes=steps.has_raised),
+            _act_as(loaded.adapters, batch[0].version),
             torch.inference_mode(),
         ):
-            yield
+            images_nhwc = self._paint(loaded, batch, steps)
+        generate_ms = (time.perf_counter() - started_s) * 1000
+        return _split(images_nhwc, batch, generate_ms)
 
-    def _paint_of(self, request: ExpertRequest, steps: Steps) -> Paint:
-        prompt = self._prompts.get(_prompt_of(self._bundles[request.version]), request.guidance)
-        return Paint(prompt, request.num_steps, request.guidance, steps)
+    def _num_passes(self, batch: Sequence[ExpertRequest]) -> int:
+        return -(-sum(request.num_images for request in batch) // self._config.max_batch_size)
 
-    def _build_rows(self, batch: Sequence[ExpertRequest]) -> list[Row]:
-        height_px, width_px = batch[0].region_hw.shape
-        above = self._config.speed.vae_tiling_above_megapixels
+    def _paint(self, loaded: _Loaded, batch: Sequence[ExpertRequest], steps: Steps) -> UInt8Array:
+        first, max_rows = batch[0], self._config.max_batch_size
+        height_px, width_px = first.region_hw.shape
         # Before the products are encoded: what they become follows from the crop's size, too.
-        tile_vae(self._pipe.vae, width_px, height_px, above)
-        return [row for request in batch for row in self._rows_of(request)]
+        above_megapixels = self._config.speed.vae_tiling_above_megapixels
+        tile_vae(loaded.pipe.vae, width_px, height_px, above_megapixels)
+        prompt = loaded.prompts.get(_diffusion(self._bundles[first.version]).prompt, first.guidance)
+        rows = [row for request in batch for row in self._build_rows(loaded, request)]
+        painted = []
+        for index in range(self._num_passes(batch)):
+            paint = Paint(prompt, first.num_steps, first.guidance, steps.in_pass(index))
+            part = rows[index * max_rows : (index + 1) * max_rows]
+            painted.append(self._recipe.paint(fork_pipe(loaded.pipe), part, paint))
+        return np.concatenate(painted)
 
-    def _rows_of(self, request: ExpertRequest) -> Iterator[Row]:
-        bundle = self._bundles[request.version]
-        canvas = bundle.product.canvas
-        background = (255, 255, 255) if canvas is None else canvas.background
+    def _build_rows(self, loaded: _Loaded, request: ExpertRequest) -> Iterator[Row]:
+        canvas = self._bundles[request.version].product.canvas
+        background = WHITE if canvas is None else canvas.background
         product_hwc = flatten_product(request.product_hwc, background)
         height_px, width_px = request.region_hw.shape
-        product = self._products.get(self._pipe, request.version, product_hwc, width_px, height_px)
+        product = loaded.products.get(
+            loaded.pipe, request.version, product_hwc, width_px, height_px
+        )
         for index in range(request.num_images):
             generator = torch.Generator("cpu").manual_seed(request.seed + index)
             yield Row(request.crop_hwc, request.region_hw, product_hwc, product, generator)
 
     def unload(self) -> None:
-        if self._adapters is not None:
-            self._adapters.unload()
-        self._pipe = self._adapters = None
-        if hasattr(self, "_prompts"):
-            del self._prompts, self._products
+        if self._loaded is not None and self._loaded.adapters is not None:
+            self._loaded.adapters.unload()
+        self._loaded = None
         free_memory()
 
     def memory(self) -> Memory:
-        if self._pipe is None:
+        if self._loaded is None:
             return Memory()
-        by_version: Mapping[str, int] = self._adapters.bytes_by_version() if self._adapters else {}
-        return Memory(count_weight_bytes(self._pipe), by_version)
+        adapters = self._loaded.adapters
+        by_version = {} if adapters is None else adapters.bytes_by_version()
+        return Memory(count_weight_bytes(self._loaded.pipe), by_version)
 
 
-def _prompt_of(bundle: Bundle) -> Any:
-    return bundle.backend.prompt  # type: ignore[union-attr]  # the registry sends no other kind
+def _diffusion(bundle: Bundle) -> DiffusionConfig:
+    config: Any = bundle.backend  # the registry sends no other kind
+    return config  # type: ignore[no-any-return]
+
+
+def _act_as(adapters: AdapterRack | None, version: str) -> AbstractContextManager[None]:
+    return contextlib.nullcontext() if adapters is None else adapters.use(version)
 
 
 def _require_alike(batch: Sequence[ExpertRequest], served: Mapping[str, Bundle]) -> None:

@@ -1,18 +1,20 @@
 """The base: a diffusers pipeline in memory as its bundle pins it, before any adapter."""
 
 import inspect
+import json
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoModel
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from deployments.backends.diffusion.device import is_out_of_memory
 from deployments.backends.diffusion.recipe import Recipe
-from deployments.weights import WeightStore
 from deployments.recipes import Diffusion
 from deployments.sources import ModelSource
+from deployments.weights import WeightStore
 from serve.errors import BundleInvalid, OutOfDeviceMemory
 
 # What from_pretrained raises on files that are missing, damaged or of another architecture.
@@ -45,41 +47,43 @@ def load_base(
     transformers_logging.disable_progress_bar()
     pipeline_class = recipe.pipeline_class()
     folder = weights.locate_pipeline(config.model)
-    parts = _own_parts(recipe, config, weights, dtype)
+    parts = _omitted_parts(pipeline_class)
+    if config.transformer is not None:
+        own = _own_denoiser(config.transformer, recipe.denoiser, Path(folder), weights, dtype)
+        parts[recipe.denoiser] = own
     try:
-        pipe = pipeline_class.from_pretrained(
-            folder, dtype=dtype, **READ_OPTIONS, **parts, **_omitted_parts(pipeline_class)
-        ).to(device)
+        pipe = pipeline_class.from_pretrained(folder, dtype=dtype, **READ_OPTIONS, **parts).to(
+            device
+        )
     except UNLOADABLE as exc:
         raise _refusal(config.model, pipeline_class.__name__, exc) from exc
     pipe.set_progress_bar_config(disable=True)
-    _set_up_vae(pipe.vae, config)
+    # One picture at a time: a batch changes neither what the VAE makes of one nor its peak memory.
+    pipe.vae.enable_slicing()
     recipe.prepare(pipe, weights.locate_root)
     return pipe
 
 
-def _own_parts(
-    recipe: Recipe, config: Diffusion, weights: WeightStore, dtype: torch.dtype
-) -> dict[str, Any]:
-    """The fine-tuned denoiser, where the bundle has one."""
-    source = config.transformer
-    if source is None:
-        return {}
+def _own_denoiser(
+    source: ModelSource, name: str, base: Path, weights: WeightStore, dtype: torch.dtype
+) -> Any:
+    """A fine-tune of the base's denoiser, complete to the last key."""
     folder = weights.locate(source)
     try:
-        model, report = AutoModel.from_pretrained(
+        _, class_name = json.loads((base / "model_index.json").read_text())[name]
+        model, report = getattr(diffusers, class_name).from_pretrained(
             folder, dtype=dtype, output_loading_info=True, **READ_OPTIONS
         )
     except UNLOADABLE as exc:
-        raise _refusal(source, recipe.denoiser, exc) from exc
+        raise _refusal(source, name, exc) from exc
     # diffusers starts such weights at random and goes on.
     wrong = [*report["missing_keys"], *report["unexpected_keys"]]
     if wrong:
         raise BundleInvalid(
             f"{source.label}: {len(wrong)} keys missing or unknown: {', '.join(wrong[:5])}",
-            remedy="save the whole denoiser with save_pretrained",
+            remedy=f"save the whole {name} with save_pretrained",
         )
-    return {recipe.denoiser: model}
+    return model
 
 
 def _omitted_parts(pipeline_class: Any) -> dict[str, Any]:
@@ -96,14 +100,6 @@ def _refusal(source: ModelSource, what: str, exc: Exception) -> BundleInvalid | 
         f"{source.label} does not load as {what}: {type(exc).__name__}: {exc}",
         remedy="check that recipe.pipeline is the one these weights were saved from",
     )
-
-
-def _set_up_vae(vae: torch.nn.Module, config: Diffusion) -> None:
-    # One picture at a time: a batch changes neither what the VAE makes of one nor its peak memory.
-    vae.enable_slicing()
-    has_3d = any(parameter.dim() == 5 for parameter in vae.parameters())
-    if config.speed.channels_last_vae and not has_3d:
-        vae.to(memory_format=torch.channels_last)
 
 
 def tile_vae(vae: Any, width_px: int, height_px: int, above_megapixels: float) -> None:

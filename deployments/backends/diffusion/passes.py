@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 from deployments.backends.base import OnStep
+from deployments.backends.diffusion.recipe import StepCallback
 
 
 def fork_pipe(pipe: Any) -> Any:
@@ -18,25 +19,29 @@ def fork_pipe(pipe: Any) -> Any:
 
 
 class Steps:
-    """diffusers' step callback for all passes of one batch; knows what stopped it."""
+    """Progress and stop check of all passes of one batch; knows what stopped them."""
 
     def __init__(self, on_step: OnStep, num_passes: int):
         self._on_step = on_step
         self._num_passes = num_passes
-        self._num_done = 0
         self._raised: BaseException | None = None
 
-    def __call__(
-        self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
-    ) -> dict[str, Any]:
-        self._num_done += 1
-        try:
+    def in_pass(self, index: int) -> StepCallback:
+        """The callback of one pass."""
+
+        def on_step_end(
+            pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
+        ) -> dict[str, Any]:
             # Below strength 1 a pass takes fewer steps than it was asked for.
-            self._on_step(self._num_done, self._num_passes * pipe.num_timesteps)
-        except BaseException as exc:
-            self._raised = exc
-            raise
-        return tensors
+            num_steps = pipe.num_timesteps
+            try:
+                self._on_step(index * num_steps + step + 1, self._num_passes * num_steps)
+            except BaseException as exc:
+                self._raised = exc
+                raise
+            return tensors
+
+        return on_step_end
 
     def has_raised(self, exc: BaseException) -> bool:
         """True for what on_step raised itself."""
