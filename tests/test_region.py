@@ -5,8 +5,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from deployments.bundle import Crop
 from serve.errors import SubjectNotFound
+from serve.imaging.decode import decode_image
+from serve.imaging.limits import ImageLimits
+from serve.imaging.paste import paste_back
 from serve.imaging.region import (
     CropPolicy,
     cut_copy_to_crop,
@@ -16,7 +21,9 @@ from serve.imaging.region import (
     shrink_region,
     upscale_region,
 )
-from tests.image_files import make_region, make_rgb
+from serve.receipts import invert_plan
+from serve.schemas import Blend
+from tests.image_files import make_region, make_rgb, save
 
 BOUND = settings(max_examples=150, deadline=None, derandomize=True)
 POLICY = CropPolicy()
@@ -336,3 +343,44 @@ def test_squeeze_of_ordinary_photos_is_what_whole_pixels_cost() -> None:
         squeezes.append(max(plan.scale) / min(plan.scale) - 1)
     assert np.quantile(squeezes, 0.99) < 0.0025
     assert max(squeezes) < 0.02
+
+
+@pytest.mark.parametrize("blend", ["exact", "seamless"])
+def test_crop_with_a_border_is_pasted_back_where_it_was_cut(blend: Blend) -> None:
+    """Background round a person, inverted by the expert: exactly that changes, border or not."""
+    image = decode_image(save(make_rgb(400, 700), "PNG"), ImageLimits())
+    region = np.full((700, 400), 255, np.uint8)
+    region[200:650, 100:300] = 0
+    plan = plan_crop(region, 400, 700, BORDERED)
+    assert plan.border_px[0] > 0
+    crop = extract_crop(image.pixels, plan)
+    pasted = paste_back(image, 255 - crop, None, plan, region, blend=blend, feather_px=0)
+    assert np.array_equal(pasted.pixels[region == 0], image.pixels[region == 0])
+    if blend == "exact":
+        wanted = np.where(region[..., None] > 0, 255 - image.pixels, image.pixels)
+        assert cv2.PSNR(pasted.pixels, wanted) > 30
+
+
+def test_affine_of_the_receipt_leads_back_from_beside_a_border() -> None:
+    plan = plan_crop(np.full((700, 400), 255, np.uint8), 400, 700, BORDERED)
+    affine = invert_plan(plan)
+    left, top, right, bottom = plan.border_px
+    assert left * affine.scale_x + affine.left == pytest.approx(0)
+    assert top * affine.scale_y + affine.top == pytest.approx(0)
+    assert (plan.crop_w_px - right) * affine.scale_x + affine.left == pytest.approx(400)
+    assert (plan.crop_h_px - bottom) * affine.scale_y + affine.top == pytest.approx(700)
+
+
+def test_sizes_that_the_expert_cannot_have_are_refused_by_name() -> None:
+    assert Crop(sizes=((768, 1024),)).sizes == ((768, 1024),)
+    with pytest.raises(ValidationError, match="500x768 is no multiple of 16"):
+        Crop(sizes=((768, 1024), (500, 768)))
+
+
+def test_a_size_that_keeps_the_context_is_preferred() -> None:
+    """A square would take in less of this narrow picture, and cut the surroundings by half."""
+    region = np.zeros((2000, 900), np.uint8)
+    region[700:1300, 100:800] = 255
+    plan = plan_crop(region, 900, 2000, CropPolicy(context=2.0, sizes=((1024, 1024), (512, 1024))))
+    assert (plan.crop_w_px, plan.crop_h_px) == (512, 1024)
+    assert plan.box == (0, 100, 900, 1900)
