@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from deployments.backends.registry import create_backend
 from deployments.bundle import load_bundle
+from deployments.expert import ExpertReplica
 from deployments.golden import check_golden
 from deployments.samples import read_png, write_png
 from serve.commands import experts
@@ -80,7 +81,7 @@ def test_unknown_expert_and_version_list_what_there_is(pairs: Path, tmp_path: Pa
     assert "eye@1" in caught.value.remedy
 
 
-def test_frozen_version_is_checked_and_its_drift_is_named(family: Path) -> None:
+def test_frozen_version_that_drifts_never_becomes_a_replica(family: Path) -> None:
     answer = sm4ll("freeze", "eye@1", "--family", family, "--num", "3")
     assert answer.exit_code == 0
     assert "eye@1 is frozen as it paints on cpu" in answer.output
@@ -93,8 +94,11 @@ def test_frozen_version_is_checked_and_its_drift_is_named(family: Path) -> None:
     file = bundle.folder / "golden" / record["samples"][1] / "expected.png"
     shifted = np.clip(read_png(file).astype(int) - 37, 0, 255).astype(np.uint8)
     write_png(file, shifted)
-    with pytest.raises(BundleInvalid, match=rf"sample {record['samples'][1]}: max diff 37 > 4"):
+    drift = rf"sample {record['samples'][1]}: max diff 37 > 4"
+    with pytest.raises(BundleInvalid, match=drift):
         check_golden(bundle, backend)
+    with pytest.raises(BundleInvalid, match=drift):
+        ExpertReplica((bundle,), ReplicaPlan(name="Expert-eye@1"))
 
 
 @pytest.mark.parametrize("expert", ["face", "bg"], ids=["product with landmarks", "soft region"])
