@@ -14,6 +14,8 @@ from deployments.backends.base import Backend, OnStep
 from deployments.backends.registry import create_backend
 from deployments.batcher import Batcher, Member
 from deployments.bundle import Bundle
+from deployments.golden import check_golden
+from deployments.guard import build_guards
 from serve.config import ReplicaPlan
 from serve.errors import (
     Cancelled,
@@ -145,7 +147,14 @@ class ExpertReplica:
         self._thread = DeviceThread(plan.name)
         self._batcher = Batcher(self._thread.submit, self._painter.generate)
         # On that thread too: what a compiler records belongs to the thread that recorded it.
-        self._thread.run(self._backend.load)
+        self._thread.run(lambda: self._start(bundles))
+
+    def _start(self, bundles: tuple[Bundle, ...]) -> None:
+        """Raises whatever must keep Serve from calling this replica ready."""
+        self._backend.load()
+        self._guards = build_guards(bundles, self._backend.memory())
+        for bundle in bundles:
+            check_golden(bundle, self._backend)
 
     async def generate(self, request: ExpertRequest) -> ExpertReply:
         """Paint one request, together with whatever compatible waits when the device is free.
@@ -153,8 +162,13 @@ class ExpertReplica:
         Raises:
             Cancelled, DeadlineExceeded: stopped at a step.
             GenerationFailed: the backend raised something of its own.
+            OutOfDeviceMemory: it cannot fit, or did not.
         """
-        member = self._batcher.submit(request)
+        max_rows = 1
+        if guard := self._guards.get(request.version):
+            guard.check(request)
+            max_rows = guard.best_rows(request)
+        member = self._batcher.submit(request, max_rows)
         with _expiring(member):
             try:
                 return await asyncio.wrap_future(member.answer)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from deployments.backends.base import OnStep
+from deployments.backends.base import Memory, OnStep
 from deployments.bundle import Bundle, Licence
 from deployments.expert import MAX_FAILURES_IN_A_ROW, ExpertReplica
 from deployments.recipes import NoopConfig
@@ -57,6 +57,9 @@ class SteppingBackend:
     def load(self) -> None: ...
 
     def unload(self) -> None: ...
+
+    def memory(self) -> Memory:
+        return Memory()
 
     def generate(self, batch: Sequence[ExpertRequest], on_step: OnStep) -> list[ExpertReply]:
         if self.error is not None:

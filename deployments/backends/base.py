@@ -18,6 +18,10 @@ class Memory:
     """The base, without adapters."""
     adapter_bytes: Mapping[str, int] = field(default_factory=dict)
     """By version, for those that are LoRAs on a shared base."""
+    device: str = "cpu"
+    """As footprints name it: the GPU's name, or `cpu`."""
+    cap_gib: float | None = None
+    """Most that this process may hold there; None where it is not capped."""
 
 
 class Backend(Protocol):

@@ -17,6 +17,11 @@ import torch
 from deployments.backends.base import Memory, OnStep
 from deployments.backends.diffusion.adapters import AdapterRack
 from deployments.backends.diffusion.base_model import count_weight_bytes, load_base, tile_vae
+from deployments.backends.diffusion.cap import (
+    cap_device_memory,
+    measured_context_gib,
+    name_device,
+)
 from deployments.backends.diffusion.device import (
     choose_device,
     choose_dtype,
@@ -62,6 +67,8 @@ class DiffusionBackend:
         self._config = config
         self._bundles = {bundle.version: bundle for bundle in bundles}
         self._name = plan.name
+        self._num_gpus = plan.num_gpus
+        self._cap_gib: float | None = None
         self._weights = WeightStore(bundles[0].home, plan.weights)
         self._recipe = create_recipe(config.recipe)
         self._logger = logging.getLogger(__name__)
@@ -69,6 +76,8 @@ class DiffusionBackend:
 
     def load(self) -> None:
         config, device = self._config, choose_device()
+        context_gib = measured_context_gib(self._bundles.values())
+        self._cap_gib = cap_device_memory(self._num_gpus, context_gib)
         with map_torch_errors():
             dtype = choose_dtype(config.dtype, device)
             pipe = load_base(self._recipe, config, self._weights, device, dtype)
@@ -153,7 +162,8 @@ class DiffusionBackend:
             return Memory()
         adapters = self._loaded.adapters
         by_version = {} if adapters is None else adapters.bytes_by_version()
-        return Memory(count_weight_bytes(self._loaded.pipe), by_version)
+        held_bytes = count_weight_bytes(self._loaded.pipe)
+        return Memory(held_bytes, by_version, name_device(), self._cap_gib)
 
 
 def _diffusion(bundle: Bundle) -> DiffusionConfig:
