@@ -5,7 +5,6 @@ import contextlib
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -95,12 +94,13 @@ class Painter:
         """
         try:
             replies = self._backend.generate(batch, on_step)
+            if len(replies) != len(batch):
+                raise GenerationFailed(f"{self._name} answered {len(replies)} of {len(batch)}")
         except (RequestError, Cancelled, DeadlineExceeded):
             raise
-        except OutOfDeviceMemory as exc:
+        except OutOfDeviceMemory:
             # What is larger than all before it is to blame itself; what fitted before is not.
             self._count_failure(batch, is_ours=_pass_px(batch) <= self._largest_pass_px)
-            _free_frames(exc)
             raise
         except Sm4llError:
             self._count_failure(batch)
@@ -121,14 +121,6 @@ class Painter:
 
 def _pass_px(batch: Sequence[ExpertRequest]) -> int:
     return sum(request.num_images * request.region_hw.size for request in batch)
-
-
-def _free_frames(exc: BaseException) -> None:
-    """Let go of every local of the failed pass: until then its tensors stay on the device."""
-    cause: BaseException | None = exc
-    while cause is not None:
-        traceback.clear_frames(cause.__traceback__)
-        cause = cause.__cause__ or cause.__context__
 
 
 class ExpertReplica:

@@ -1,6 +1,7 @@
 """A backend that does what the test tells it, one command at a time."""
 
 import queue
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,18 +39,19 @@ class ScriptedBackend:
     kind = "noop"
     is_preview = False
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Memory | None = None) -> None:
+        self._memory = memory or Memory()
         self._passes: queue.Queue[list[str]] = queue.Queue()
         self._commands: queue.Queue[str | Exception] = queue.Queue()
-        self.is_unloaded = False
+        self.is_unloaded = threading.Event()
 
     def load(self) -> None: ...
 
     def unload(self) -> None:
-        self.is_unloaded = True
+        self.is_unloaded.set()
 
     def memory(self) -> Memory:
-        return Memory()
+        return self._memory
 
     def generate(self, batch: Sequence[ExpertRequest], on_step: OnStep) -> list[ExpertReply]:
         self._passes.put([request.request_id for request in batch])
