@@ -50,16 +50,32 @@ def build_canvas(
     scale = min((width_px - 2 * border_px) / (x1 - x0), (height_px - 2 * border_px) / (y1 - y0))
     placed_w_px, placed_h_px = max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale))
     left, top = (width_px - placed_w_px) // 2, (height_px - placed_h_px) // 2
-    # Premultiplied while it is resampled: what a clear pixel hides must not colour its neighbours.
-    alpha = product_rgba[y0:y1, x0:x1, 3:].astype(np.float32) / 255
-    covered = np.dstack([product_rgba[y0:y1, x0:x1, :3] * alpha, alpha])
-    covered = _resample(covered, placed_w_px, placed_h_px, scale)
-    share = covered[..., 3:].clip(0, 1)
-    ground = np.array(background, np.float32)
+    cut = product_rgba[y0:y1, x0:x1]
+    laid = _lay(cut, (placed_w_px, placed_h_px), scale, background, is_opaque)
     canvas = np.full((height_px, width_px, 4), (*background, 255), np.uint8)
-    laid = np.rint(covered[..., :3] + ground * (1 - share)).clip(0, 255)
     canvas[top : top + placed_h_px, left : left + placed_w_px, :3] = laid
     return canvas
+
+
+def _lay(
+    cut_rgba: UInt8Array,
+    size: tuple[int, int],
+    scale: float,
+    background: tuple[int, int, int],
+    is_opaque: bool,
+) -> UInt8Array:
+    """What was cut, at its size on the canvas, on the ground."""
+    rgb = np.ascontiguousarray(cut_rgba[..., :3])
+    if is_opaque:
+        return np.asarray(_resample(rgb, size, scale), np.uint8)
+    # Premultiplied while it is resampled: what a clear pixel hides must not colour its neighbours.
+    alpha = np.ascontiguousarray(cut_rgba[..., 3])
+    covered = cv2.multiply(rgb, cv2.merge((alpha,) * 3), scale=1 / 255, dtype=cv2.CV_32F)
+    covered = _resample(covered, size, scale)
+    clear = 1 - _resample(alpha.astype(np.float32), size, scale).clip(0, 255) / 255
+    for channel, level in enumerate(background):
+        covered[..., channel] += level * clear
+    return np.asarray(cv2.convertScaleAbs(covered.clip(0, 255)), np.uint8)
 
 
 def _bound_visible(alpha_hw: UInt8Array) -> IntBox:
@@ -71,8 +87,8 @@ def _bound_visible(alpha_hw: UInt8Array) -> IntBox:
     return x, y, x + width, y + height
 
 
-def _resample(pixels: Any, width_px: int, height_px: int, scale: float) -> Any:
-    if pixels.shape[:2] == (height_px, width_px):
+def _resample(pixels: Any, size: tuple[int, int], scale: float) -> Any:
+    if pixels.shape[1::-1] == size:
         return pixels
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LANCZOS4
-    return cv2.resize(pixels, (width_px, height_px), interpolation=how)
+    return cv2.resize(pixels, size, interpolation=how)
