@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from dataclasses import asdict
 from typing import Any
 
 from serve.catalog import Choice
@@ -9,7 +10,7 @@ from serve.imaging.decode import DecodedImage
 from serve.imaging.encode import LOSSLESS
 from serve.imaging.region import CropPlan
 from serve.messages import ExpertReply
-from serve.schemas import Affine, Format, InputDigest, OutsideReport, Receipt
+from serve.schemas import Affine, Format, InputDigest, OutsideReport, Receipt, Upstream
 from serve.steps import Answer, CropWork, Inputs, Region, TryOnWork
 from serve.telemetry import Stopwatch
 
@@ -30,12 +31,11 @@ def tryon_receipt(
     worst = max(answer.proof.max_abs_diff for answer in answers)
     image_format = answers[0].format
     return Receipt(
-        **_common(work, choice, watch),
+        **_common(work, choice, reply, watch),
         masker="caller" if segmented is None else segmented.masker,
         segmentation_cached=segmented is not None and segmented.cached,
         seed=crop.request.seed,
         num_steps=crop.request.num_steps,
-        batch_size=reply.batch_size,
         format=image_format,
         person=digest_of(inputs.person),
         product=digest_of(inputs.product),
@@ -63,12 +63,11 @@ def passthrough_receipt(
     unread = InputDigest(sha256="", width=0, height=0, format="unread")
     image_format: Format = work.options.format or "jpeg"
     return Receipt(
-        **_common(work, choice, watch),
+        **_common(work, choice, reply, watch),
         masker="caller",
         segmentation_cached=False,
         seed=0,
         num_steps=1,
-        batch_size=reply.batch_size,
         format=image_format,
         person=unread,
         product=unread,
@@ -81,7 +80,9 @@ def passthrough_receipt(
     )
 
 
-def _common(work: TryOnWork, choice: Choice, watch: Stopwatch) -> dict[str, Any]:
+def _common(
+    work: TryOnWork, choice: Choice, reply: ExpertReply, watch: Stopwatch
+) -> dict[str, Any]:
     bundle = choice.bundle
     return {
         "id": f"tr_{secrets.token_hex(12)}",
@@ -95,8 +96,12 @@ def _common(work: TryOnWork, choice: Choice, watch: Stopwatch) -> dict[str, Any]
         "commercial_use": bundle.licence.commercial_use,
         "arm": choice.arm,
         "quality": work.options.quality,
+        "batch_size": reply.batch_size,
+        "batch_id": reply.batch_id,
+        "batch_index": reply.batch_index,
         "blend": work.options.blend,
         "timings_ms": {**watch.stages_ms, "total": watch.total_ms},
+        "upstream": None if reply.cost is None else Upstream(**asdict(reply.cost)),
     }
 
 

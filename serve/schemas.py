@@ -79,6 +79,15 @@ class Affine(Wire):
     top: float
 
 
+class Upstream(Wire):
+    """What a third party's API charged for the picture."""
+
+    provider: str
+    usd: float
+    credits: float | None = None
+    """In the provider's own unit, where it has one."""
+
+
 class Receipt(Wire):
     """How one answer came to be; enough to make it again."""
 
@@ -100,6 +109,11 @@ class Receipt(Wire):
     quality: Quality
     num_steps: int
     batch_size: int
+    """Requests that shared the pass; the same inputs and seed in another batch may differ by
+    rounding."""
+    batch_id: str = ""
+    """The same for all of one pass; empty when nothing else was in it."""
+    batch_index: int = 0
     blend: Blend
     format: Format
     person: InputDigest
@@ -113,6 +127,8 @@ class Receipt(Wire):
     affine: Affine | None
     outside: OutsideReport
     timings_ms: dict[str, float]
+    upstream: Upstream | None = None
+    """None when the picture was painted in this cluster."""
     notes: tuple[str, ...] = ()
 
 
