@@ -155,14 +155,12 @@ def _words(paint: Paint, num_rows: int) -> dict[str, Any]:
 
 
 def _share(paint: Paint, index: int, num_rows: int) -> StepCallback:
-    """Row after row, yet one pass to who watches: a step of it is done, and may be the last one,
-    when as much work is done as one step for every row."""
+    """Row after row, yet one pass to who watches: every row's step may be the last one, and a step
+    of the pass is done when as much work is done as one step for each row."""
 
     def on_step_end(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        done = index * paint.num_steps + step + 1
-        if done % num_rows:
-            return kwargs
-        return paint.on_step_end(pipe, done // num_rows - 1, timestep, kwargs)
+        of_pass = (index * paint.num_steps + step) // num_rows
+        return paint.on_step_end(pipe, of_pass, timestep, kwargs)
 
     return on_step_end
 
