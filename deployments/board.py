@@ -50,7 +50,8 @@ class Board:
         """Replicas that stay where the previous plan had them."""
         self.free = self.capacity[self.kind_of].copy()
         self.count = np.zeros(len(self.gpus), np.int64)
-        self.num_on = np.zeros((self.num_nodes, len(self.demands)), np.int64)
+        self.on_node = np.zeros((self.num_nodes, len(self.demands)), np.int64)
+        self.on_gpu = np.zeros((len(self.gpus), len(self.demands)), np.int64)
 
     @property
     def unplaced(self) -> Sizes:
@@ -77,14 +78,16 @@ class Board:
             self.share[demand] = self.units[self.kind_of[gpu], demand]
         self.free[gpu] -= self.size(replica, gpu)
         self.count[gpu] += 1
-        self.num_on[self.node_of[gpu], demand] += 1
+        self.on_node[self.node_of[gpu], demand] += 1
+        self.on_gpu[gpu, demand] += 1
         self.gpu_of[replica] = gpu
 
     def take(self, replica: int) -> None:
-        gpu = int(self.gpu_of[replica])
+        gpu, demand = int(self.gpu_of[replica]), self.owner[replica]
         self.free[gpu] += self.size(replica, gpu)
         self.count[gpu] -= 1
-        self.num_on[self.node_of[gpu], self.owner[replica]] -= 1
+        self.on_node[self.node_of[gpu], demand] -= 1
+        self.on_gpu[gpu, demand] -= 1
         self.gpu_of[replica] = NOWHERE
 
     def put_together(self, replicas: Sequence[int], kind: int) -> bool:
@@ -97,7 +100,7 @@ class Board:
         nodes = self.node_of[empty]
         used = np.bincount(self.node_of[self.count > 0], minlength=self.num_nodes)
         stayed = self.held[np.ix_(empty, demands)].sum(axis=1)
-        crowd = self.num_on[np.ix_(nodes, demands)].sum(axis=1)
+        crowd = self.on_node[np.ix_(nodes, demands)].sum(axis=1)
         best = np.lexsort((empty, used[nodes], crowd, -stayed))[0]
         for replica in replicas:
             self.put(replica, int(empty[best]))
@@ -111,48 +114,79 @@ class Board:
         fits = np.flatnonzero((wanted <= self.free) & (self.count < self.most))
         if not len(fits):
             return False
-        crowd = self.num_on[self.node_of[fits], demand]
+        kin = self.on_node[self.node_of[fits], demand]
+        kin_here = self.on_gpu[fits, demand]
         gap = (self.free - wanted)[fits]
-        best = np.lexsort((fits, gap, crowd, ~self.held[fits, demand], self.count[fits] == 0))[0]
+        keys = (fits, gap, kin_here, kin, ~self.held[fits, demand], self.count[fits] == 0)
+        best = np.lexsort(keys)[0]
         self.put(replica, int(fits[best]))
         return True
 
     def spread(self) -> None:
-        """Move replicas apart, node by node, without using another GPU or moving a fixed one."""
-        for replica in np.flatnonzero(~self.fixed & (self.gpu_of != NOWHERE)).tolist():
-            gpu, demand = int(self.gpu_of[replica]), int(self.owner[replica])
-            if self.num_on[self.node_of[gpu], demand] <= 1:
-                continue
-            elsewhere = self.num_on[self.node_of, demand] == 0
-            elsewhere &= (self.kind_of == self.kind_of[gpu]) & (self.count > 0)
-            if elsewhere.any():
-                self._move(replica, elsewhere) or self._swap(replica, elsewhere)
+        """Move replicas of a deployment apart, over the nodes and then over the GPUs of a node,
+        without using another GPU or moving a fixed one."""
+        sizes = np.array(
+            [
+                [self.sizes_on(kind, demand) for demand in range(len(self.demands))]
+                for kind in range(self.num_kinds)
+            ]
+        )
+        movable = np.flatnonzero(~self.fixed & (self.gpu_of != NOWHERE)).tolist()
+        for replica in movable:
+            node, demand = self.node_of[self.gpu_of[replica]], self.owner[replica]
+            if self.on_node[node, demand] > 1:
+                self._spread_one(replica, self.on_node[self.node_of, demand], sizes)
+        for replica in movable:
+            gpu, demand = self.gpu_of[replica], self.owner[replica]
+            if self.on_gpu[gpu, demand] > 1:
+                same_node = self.node_of == self.node_of[gpu]
+                kin = np.where(same_node, self.on_gpu[:, demand], UNITS)
+                self._spread_one(replica, kin, sizes)
 
-    def _move(self, replica: int, elsewhere: NDArray[np.bool_]) -> bool:
+    def _spread_one(self, replica: int, kin: Sizes, sizes: Sizes) -> None:
+        """Move one to where there is less of its kin.
+
+        Args:
+            kin: (gpus,) replicas of its deployment there.
+            sizes: (kinds, demands) of a replica.
+        """
+        gpu = int(self.gpu_of[replica])
+        better = (kin <= kin[gpu] - 2) & (self.kind_of == self.kind_of[gpu]) & (self.count > 0)
+        if not better.any():
+            return
+        better &= kin == kin[better].min()
+        if not self._move(replica, better):
+            self._swap(replica, better, sizes[self.kind_of[gpu], self.owner])
+
+    def _move(self, replica: int, targets: NDArray[np.bool_]) -> bool:
         size = self.size(replica, int(self.gpu_of[replica]))
-        fits = np.flatnonzero(elsewhere & (self.free >= size) & (self.count < self.most))
+        fits = np.flatnonzero(targets & (self.free >= size) & (self.count < self.most))
         if not len(fits):
             return False
         self.take(replica)
         self.put(replica, int(fits[np.argmin(self.free[fits])]))
         return True
 
-    def _swap(self, replica: int, elsewhere: NDArray[np.bool_]) -> bool:
-        gpu = int(self.gpu_of[replica])
-        kind = int(self.kind_of[gpu])
-        by_demand = np.array([self.sizes_on(kind, demand) for demand in range(len(self.demands))])
-        size, sizes = self.size(replica, gpu), by_demand[self.owner]
+    def _swap(self, replica: int, targets: NDArray[np.bool_], sizes: Sizes) -> None:
+        """With one whose own kin do not get closer by it.
+
+        Args:
+            sizes: (replicas,) on this kind of GPU.
+        """
+        gpu, size = int(self.gpu_of[replica]), int(sizes[replica])
         there = self.gpu_of
-        good = ~self.fixed & (there != NOWHERE) & elsewhere[there]
+        good = ~self.fixed & (there != NOWHERE) & targets[there]
         good &= sizes <= self.free[gpu] + size
         good &= size <= self.free[there] + sizes
-        good &= self.num_on[self.node_of[gpu], self.owner] == 0
+        node, nodes = self.node_of[gpu], self.node_of[there]
+        on_node, on_gpu = self.on_node[node, self.owner], self.on_gpu[gpu, self.owner]
+        good &= (nodes == node) | (on_node < self.on_node[nodes, self.owner])
+        good &= (nodes != node) | (on_gpu < self.on_gpu[there, self.owner])
         if not good.any():
-            return False
+            return
         other = int(np.argmax(good))
         target = int(there[other])
         self.take(replica)
         self.take(other)
         self.put(replica, target)
         self.put(other, gpu)
-        return True

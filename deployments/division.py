@@ -74,7 +74,8 @@ def _longest_that_fits(
     totals = np.cumsum([int(size.sum()) for size in sizes])
     fits, too_many = 0, 1 + int(np.searchsorted(totals, num_gpus * capacity, side="right"))
     num_used = 0
-    while too_many - fits > 1:
+    # To one deployment, or to a hundredth of many.
+    while too_many - fits > max(1, len(order) // 100):
         middle = (fits + too_many) // 2
         packed = pack_best_fit(np.concatenate(sizes[:middle]), capacity, board.most)
         if len(packed) <= num_gpus:

@@ -101,8 +101,8 @@ def plan_packing(
 ) -> PackingPlan:
     """Find a place for every replica on as few GPUs as can be.
 
-    Replicas of one deployment are spread over the nodes as far as that needs no further GPU. With
-    a previous plan, every replica that still fits where it was stays there, which may use more
+    Replicas of one deployment are spread over nodes, and over the GPUs of a node, as far as that
+    needs no further GPU. With a previous plan, every replica that still fits where it was stays there, which may use more
     GPUs than a plan from nothing; only where the rest then has no room is all planned anew.
 
     Raises:
