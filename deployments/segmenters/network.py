@@ -27,10 +27,10 @@ class Device:
     dtype: torch.dtype
 
 
-def choose_device() -> Device:
+def choose_device(full_precision: bool = False) -> Device:
     """Half precision on a GPU, single on a CPU, which is slower in half."""
     if torch.cuda.is_available():
-        return Device("cuda", torch.float16)
+        return Device("cuda", torch.float32 if full_precision else torch.float16)
     return Device("cpu", torch.float32)
 
 
@@ -73,12 +73,19 @@ class Network:
         return torch.from_numpy(inputs).to(self.device.name, self.device.dtype)
 
 
-def load_network(auto_class: Any, source: ModelSource, plan: SegmenterPlan, role: str) -> Network:
+def load_network(
+    auto_class: Any,
+    source: ModelSource,
+    plan: SegmenterPlan,
+    role: str,
+    full_precision: bool = False,
+) -> Network:
     """Load a network with one of transformers' Auto classes.
 
     Args:
         auto_class: what the network must be, such as AutoModelForSemanticSegmentation.
         role: the same in words, for messages.
+        full_precision: for small networks whose answer is coordinates.
 
     Raises:
         BundleInvalid: not there, not safetensors, needs remote code, of another kind, or
@@ -87,7 +94,7 @@ def load_network(auto_class: Any, source: ModelSource, plan: SegmenterPlan, role
     folder = Path(WeightStore(plan.home, plan.weights).locate(source))
     config = _read_config(folder, source.label)
     _require_native(auto_class, config, source.label, role)
-    device = choose_device()
+    device = choose_device(full_precision)
     try:
         model, report = auto_class.from_pretrained(
             folder,

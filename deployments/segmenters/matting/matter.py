@@ -128,7 +128,7 @@ def _by_padded_size(images: list[UInt8Array]) -> Mapping[tuple[int, int], list[i
 
 
 def _opacity(alpha_hw: torch.Tensor) -> UInt8Array:
-    return np.rint(255 * alpha_hw.clamp(0, 1).cpu().numpy()).astype(np.uint8)
+    return np.asarray(np.rint(255 * alpha_hw.clamp(0, 1).cpu().numpy()), np.uint8)
 
 
 def _settled(opacity_hw: UInt8Array, trimap_hw: UInt8Array) -> UInt8Array:

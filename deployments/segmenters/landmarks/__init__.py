@@ -1,0 +1,1 @@
+"""Regions by geometry from a keypoint network: eyewear, face and shoes."""
