@@ -226,3 +226,12 @@ def test_words_of_any_script_reach_the_encoder(name: str, folders: dict[str, Pat
     loaded.pipe.processor = listen
     loaded.paint([loaded.row(0)])
     assert "lunettes à monture 眼鏡" in seen[0]
+
+
+@pytest.mark.usefixtures("small_pictures")
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_half_precision_paints_the_same_bytes_again(name: str, folders: dict[str, Path]) -> None:
+    loaded = load(name, folders, dtype=torch.bfloat16)
+    first = loaded.paint([loaded.row(0)])
+    assert first.std() > 10
+    assert (loaded.paint([loaded.row(0)]) == first).all()

@@ -18,6 +18,7 @@ from deployments.recipes import (
 )
 from deployments.sources import ModelSource
 from serve.errors import BundleInvalid, GenerationFailed
+from tests.pictures import photo
 from tests.rows import HEIGHT_PX, PROMPT, WIDTH_PX, Loaded, Stop, levels_apart, region, stop_at
 from tests.tiny.stable_diffusion import (
     build_ip_adapter,
@@ -171,13 +172,42 @@ def test_product_encoded_earlier_gives_the_stock_pipelines_bytes(
     assert (loaded.paint([loaded.row(0, product=None)]) == expected).all()
 
 
-def test_half_precision_survives_the_vae_of_sdxl_that_asks_for_more(files: Files) -> None:
-    loaded = files.load("sdxl-ip", dtype=torch.bfloat16)
+@pytest.mark.parametrize("mode", ["sd-ip", "sdxl-ip"])
+def test_half_precision_paints_and_leaves_the_vae_as_it_was(mode: str, files: Files) -> None:
+    loaded = files.load(mode, dtype=torch.bfloat16)
+    # SDXL's VAE asks to be run in float32, and is changed to and fro within each pass.
     assert loaded.pipe.vae.config.force_upcast
     first = loaded.paint([loaded.row(0), loaded.row(1)])
     assert first.std() > 10
     assert loaded.pipe.vae.dtype == torch.bfloat16
     assert (loaded.paint([loaded.row(0), loaded.row(1)]) == first).all()
+
+
+@pytest.fixture(scope="module")
+def plain_unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_sd_inpaint(tmp_path_factory.mktemp("plain") / "sd", in_channels=4)
+
+
+def test_base_that_never_learned_to_inpaint_is_blended_row_by_row(plain_unet: Path) -> None:
+    loaded = Loaded(plain_unet, create_recipe(StableDiffusionInpaint()))
+    together = loaded.paint([loaded.row(index) for index in range(3)])
+    alone = np.concatenate([loaded.paint([loaded.row(index)]) for index in range(3)])
+    assert levels_apart(together, alone) <= MAX_BATCH_LEVELS
+    assert levels_apart(together[0], together[1]) > 10
+
+
+def test_unet_that_takes_something_else_is_refused_at_load(tmp_path: Path) -> None:
+    build_sd_inpaint(tmp_path, in_channels=8)
+    with pytest.raises(BundleInvalid, match="8 channels"):
+        Loaded(tmp_path, create_recipe(StableDiffusionInpaint()))
+
+
+def test_size_that_latents_cannot_have_is_refused_with_what_to_set(files: Files) -> None:
+    loaded = files.load("sd-diptych")
+    crop_hwc, region_hw = photo(100, 192), np.full((192, 100), 255, np.uint8)
+    with pytest.raises(BundleInvalid, match="100 x 192") as caught:
+        loaded.paint([loaded.row(0, crop_hwc=crop_hwc, region_hw=region_hw)])
+    assert "crop.multiple_of to 8" in caught.value.remedy
 
 
 def test_negative_prompt_steers_above_guidance_one_only(files: Files) -> None:

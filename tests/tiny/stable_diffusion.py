@@ -34,11 +34,14 @@ IP_TOKENS = 4
 """How many tokens an IP-Adapter of the first kind makes of one picture."""
 
 
-def build_sd_inpaint(folder: Path, seed: int = 0, has_checker: bool = False) -> Path:
+def build_sd_inpaint(
+    folder: Path, seed: int = 0, has_checker: bool = False, in_channels: int = 9
+) -> Path:
     """Save a StableDiffusionInpaintPipeline and return its folder.
 
     Args:
         has_checker: with the safety checker that published repositories bring.
+        in_channels: 4 for a base that was never trained to inpaint.
     """
     torch.manual_seed(seed)
     tokenizer = build_clip_tokenizer()
@@ -46,7 +49,7 @@ def build_sd_inpaint(folder: Path, seed: int = 0, has_checker: bool = False) -> 
         vae=_build_vae(),
         text_encoder=CLIPTextModel(_text_config(tokenizer)),
         tokenizer=tokenizer,
-        unet=build_sd_unet(),
+        unet=build_sd_unet(in_channels),
         scheduler=DDIMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -84,10 +87,10 @@ def build_sdxl_inpaint(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def build_sd_unet() -> UNet2DConditionModel:
+def build_sd_unet(in_channels: int = 9) -> UNet2DConditionModel:
     unet = UNet2DConditionModel(
         sample_size=64,
-        in_channels=9,  # noise, mask, masked picture
+        in_channels=in_channels,  # noise, mask, masked picture
         out_channels=4,
         block_out_channels=(8, 16),
         layers_per_block=1,

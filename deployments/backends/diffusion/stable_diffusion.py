@@ -19,6 +19,9 @@ from deployments.recipes import (
 from serve.errors import BundleInvalid, GenerationFailed
 from serve.messages import UInt8Array
 
+UNET_CHANNELS = (4, 9)
+"""Noise alone, blended with the old picture at each step; or noise, mask and masked picture."""
+
 
 class _StableDiffusion:
     """What both families do alike; they differ in text encoders and pipeline class."""
@@ -31,6 +34,12 @@ class _StableDiffusion:
         self._adapter = config.product if isinstance(config.product, ProductAsIpAdapter) else None
 
     def prepare(self, pipe: Any, locate: Callable[[Any], str]) -> None:
+        num_channels = pipe.unet.config.in_channels
+        if num_channels not in UNET_CHANNELS:
+            raise BundleInvalid(
+                f"the UNet takes {num_channels} channels: no inpainting one, those take 4 or 9",
+                remedy="name an inpainting base in backend.model, or its UNet in transformer",
+            )
         if self._adapter is not None:
             _load_ip_adapter(pipe, self._adapter, Path(locate(self._adapter.source)))
 
@@ -52,6 +61,7 @@ class _StableDiffusion:
 
     def paint(self, pipe: Any, rows: Sequence[Row], paint: Paint) -> UInt8Array:
         self._check_steps(paint.num_steps)
+        _check_size(pipe, rows[0])
         if self._adapter is None:
             pairs = [compose_diptych(row.crop_hwc, row.region_hw, row.product_hwc) for row in rows]
             return take_right_half(self._run(pipe, rows, paint, pairs))
@@ -154,6 +164,16 @@ class StableDiffusionXLInpaintRecipe(_StableDiffusion):
             "pooled_prompt_embeds": pooled,
             "negative_pooled_prompt_embeds": negative_pooled,
         }
+
+
+def _check_size(pipe: Any, row: Row) -> None:
+    height_px, width_px = row.region_hw.shape
+    multiple = pipe.vae_scale_factor
+    if width_px % multiple or height_px % multiple:
+        raise BundleInvalid(
+            f"cannot paint {width_px} x {height_px}: sides must be multiples of {multiple}",
+            remedy=f"set crop.multiple_of to {multiple} and crop.sizes accordingly",
+        )
 
 
 def _load_ip_adapter(pipe: Any, adapter: ProductAsIpAdapter, folder: Path) -> None:
