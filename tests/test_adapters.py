@@ -8,8 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import Flux2KleinInpaintPipeline, StableDiffusionInpaintPipeline
+from diffusers import (
+    Flux2KleinInpaintPipeline,
+    FluxFillPipeline,
+    StableDiffusionInpaintPipeline,
+)
 from numpy.typing import NDArray
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 
 from deployments.backends.diffusion.adapters import AdapterRack, time_swaps
 from deployments.bundle import Bundle
@@ -17,6 +23,7 @@ from deployments.sources import ModelSource
 from serve.errors import BundleInvalid
 from serve.messages import EXPERTS
 from tests.tiny.family import lora_bundle
+from tests.tiny.flux import FILL_CHANNELS, build_flux_fill, build_flux_transformer
 from tests.tiny.klein import build_klein, build_klein_lora
 from tests.tiny.stable_diffusion import (
     TEXT_WIDTH,
@@ -176,6 +183,34 @@ def test_the_slot_takes_at_each_layer_the_largest_rank_wanted_there(
         SINGLE: 16,
     }
     assert rack.slot_bytes == sum(rack.bytes_by_version().values())
+
+
+def test_a_layer_whose_name_ends_like_anothers_keeps_its_own_rank(tmp_path: Path) -> None:
+    transformer = build_flux_transformer(FILL_CHANNELS)
+    ranks = {"^proj_out": 3, "single_transformer_blocks.0.proj_out": 5}
+    transformer.add_adapter(
+        LoraConfig(target_modules=["proj_out"], rank_pattern=ranks, init_lora_weights=False)
+    )
+    layers = get_peft_model_state_dict(transformer)
+    FluxFillPipeline.save_lora_weights(tmp_path / "lora", transformer_lora_layers=layers)
+    pipe = FluxFillPipeline.from_pretrained(build_flux_fill(tmp_path / "fill"))
+    rack = make_rack(pipe, {"top@1": tmp_path / "lora"})
+    with rack.use("top@1"):
+        outer = pipe.transformer.proj_out.lora_A["slot"].weight
+        inner = pipe.transformer.single_transformer_blocks[0].proj_out.lora_A["slot"].weight
+    assert (outer.shape[0], inner.shape[0]) == (3, 5)
+
+
+def test_an_adapter_that_overflows_spoils_nobody_else(
+    base: Path, pipe: Any, tmp_path: Path
+) -> None:
+    broken = build_klein_lora(tmp_path, seed=1)
+    state = {key: torch.full_like(half, 3e38) for key, half in load_file(broken / WEIGHTS).items()}
+    save_file(state, broken / WEIGHTS)
+    rack = make_rack(pipe, {"eye@1": broken, "eye@plain": None})
+    with rack.use("eye@1"):
+        pass
+    assert paint_as(rack, pipe, "eye@plain").tobytes() == paint(load_pipe(base)).tobytes()
 
 
 def test_the_adapters_scale_is_honoured(base: Path, pipe: Any, tmp_path: Path) -> None:
