@@ -1,6 +1,7 @@
 """The deployment of one expert version, or of several on one base: owns one backend."""
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import threading
@@ -28,6 +29,8 @@ from serve.messages import ExpertReply, ExpertRequest
 
 # Failures in a row, with nothing working between them, after which the replica is replaced.
 MAX_FAILURES_IN_A_ROW = 5
+# A pass that nobody stops may take longer than a process should take to exit.
+EXIT_WAIT_S = 10.0
 
 
 class DeviceThread:
@@ -39,7 +42,10 @@ class DeviceThread:
 
     def __init__(self, name: str):
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        threading.Thread(target=_work_off, args=(self._jobs,), name=name, daemon=True).start()
+        thread = threading.Thread(target=_work_off, args=(self._jobs,), name=name, daemon=True)
+        thread.start()
+        # The interpreter's end would tear a daemon out of whatever library it is in, and abort.
+        atexit.register(_end, self._jobs, thread)
 
     def submit(self, job: Callable[[], None]) -> None:
         """Run it there, after everything before it."""
@@ -75,6 +81,11 @@ def _work_off(jobs: SimpleQueue[Callable[[], None] | None]) -> None:
         except BaseException:
             logging.getLogger(__name__).exception("the device's thread goes on after this")
         del job  # it would keep its replica alive until the next one comes
+
+
+def _end(jobs: SimpleQueue[Callable[[], None] | None], thread: threading.Thread) -> None:
+    jobs.put(None)
+    thread.join(EXIT_WAIT_S)
 
 
 class Painter:

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -332,3 +334,30 @@ def test_backend_that_answers_too_little_is_a_failure() -> None:
     replica = ExpertReplica((BUNDLE,), PLAN, lambda bundles, plan: Silent())
     with pytest.raises(GenerationFailed, match="answered 0 of 1"):
         asyncio.run(replica.generate(make_request()))
+
+
+LEAVES_AT_ONCE = """
+from deployments.expert import ExpertReplica
+from tests.scripted import ScriptedBackend
+from tests.test_expert import BUNDLE, PLAN
+
+class SlowToUnload(ScriptedBackend):
+    def unload(self):
+        for _ in range(200):
+            sorted(range(10_000), key=lambda number: -number)
+        print("unloaded")
+
+replica = ExpertReplica((BUNDLE,), PLAN, lambda bundles, plan: SlowToUnload())
+del replica
+"""
+
+
+def test_process_does_not_exit_in_the_middle_of_unloading() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", LEAVES_AT_ONCE],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (answer.returncode, answer.stdout) == (0, "unloaded\n"), answer.stderr
