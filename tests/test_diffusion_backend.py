@@ -111,7 +111,7 @@ def test_same_seed_same_bytes_other_seed_others(backend: DiffusionBackend) -> No
 
 def test_product_and_person_decide_the_picture(backend: DiffusionBackend) -> None:
     first = picture(backend, request())
-    assert levels_apart(picture(backend, request(product_hwc=product(3))), first) > 0
+    assert levels_apart(picture(backend, request(product_hwc=product(3))), first) > 5
     other = photo(WIDTH_PX, HEIGHT_PX, seed=3)
     assert levels_apart(picture(backend, request(crop_hwc=other)), first) > 5
 
@@ -156,8 +156,7 @@ def test_below_strength_one_the_steps_that_are_left_are_reported(home: Path) -> 
     assert seen == [(1, 2), (2, 2)]
 
 
-def test_clear_parts_of_a_product_are_the_canvas_ground(home: Path) -> None:
-    backend = loaded(tiny_bundle(home))
+def test_clear_parts_of_a_product_are_the_canvas_ground(backend: DiffusionBackend) -> None:
     clear = product()
     clear[:20, :, 3] = 0
     clear[:20, :, :3] = 77
@@ -195,8 +194,9 @@ def fresh_process(home: Path, out: Path) -> UInt8Array:
     return images
 
 
-def test_after_200_cancels_the_output_is_a_fresh_processes(home: Path, tmp_path: Path) -> None:
-    backend = loaded(tiny_bundle(home))
+def test_after_200_cancels_the_output_is_a_fresh_processes(
+    home: Path, backend: DiffusionBackend, tmp_path: Path
+) -> None:
     rng, small = random.Random(0), photo(64, 64)
     for index in range(200):
         num_steps = rng.randint(1, 6)
@@ -268,14 +268,14 @@ def failing(module: torch.nn.Module, error: Exception) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("error", "mapped"),
+    ("part", "error", "mapped"),
     [
-        (torch.OutOfMemoryError("Tried to allocate"), OutOfDeviceMemory),
-        (RuntimeError("CUDA error: out of memory"), OutOfDeviceMemory),
-        (RuntimeError("shapes cannot be multiplied"), GenerationFailed),
+        ("vae.encoder", torch.OutOfMemoryError("Tried to allocate"), OutOfDeviceMemory),
+        ("transformer", torch.OutOfMemoryError("Tried to allocate"), OutOfDeviceMemory),
+        ("vae.decoder", RuntimeError("CUDA error: out of memory"), OutOfDeviceMemory),
+        ("transformer", RuntimeError("shapes cannot be multiplied"), GenerationFailed),
     ],
 )
-@pytest.mark.parametrize("part", ["vae.encoder", "transformer", "vae.decoder"])
 def test_device_error_is_typed_and_the_next_request_is_served(
     backend: DiffusionBackend, part: str, error: Exception, mapped: type[Exception]
 ) -> None:
@@ -290,12 +290,12 @@ def test_device_error_is_typed_and_the_next_request_is_served(
 # What it keeps and drops
 
 
-def test_product_is_encoded_once_and_gives_the_same_bytes(home: Path) -> None:
-    backend = loaded(tiny_bundle(home))
+def test_product_is_encoded_once_and_gives_the_same_bytes(backend: DiffusionBackend) -> None:
+    asked = request(product_hwc=product(99))
     with counting(pipe_of(backend).vae.encoder) as calls:
-        first = picture(backend, request())
+        first = picture(backend, asked)
         assert len(calls) == 2  # person and product
-        again = picture(backend, request())
+        again = picture(backend, asked)
         assert len(calls) == 3  # the person alone
     assert (again == first).all()
 
@@ -339,7 +339,7 @@ def test_each_prompt_is_encoded_once(home: Path) -> None:
         pictures = [picture(backend, request(version=b.version)) for b in (first, same, other)]
     assert not calls
     assert (pictures[0] == pictures[1]).all()
-    assert levels_apart(pictures[0], pictures[2]) > 0
+    assert levels_apart(pictures[0], pictures[2]) > 2
 
 
 def test_vae_works_in_tiles_above_the_limit_only(home: Path) -> None:
@@ -378,8 +378,8 @@ def test_versions_of_one_base_take_turns_without_a_trace(home: Path) -> None:
         assert (picture(shared, asked[index]) == alone[index]).all()
         with pytest.raises(Stop):
             shared.generate([asked[index - 1]], stop_at(1))
-    assert levels_apart(alone[0], alone[1]) > 0
-    assert levels_apart(alone[0], alone[2]) > 0
+    assert levels_apart(alone[0], alone[1]) > 5
+    assert levels_apart(alone[0], alone[2]) > 5
 
 
 def test_memory_tells_base_and_adapters_apart(home: Path, backend: DiffusionBackend) -> None:

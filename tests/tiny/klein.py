@@ -49,8 +49,12 @@ def build_klein(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+# At random small weights the answer hardly depends on product and prompt: 1 level of 255.
+STRONG = ("modulation", "to_v", "to_out", "to_qkv", "proj_out")
+
+
 def build_transformer() -> Flux2Transformer2DModel:
-    return Flux2Transformer2DModel(
+    transformer = Flux2Transformer2DModel(
         in_channels=16,
         num_layers=1,
         num_single_layers=1,
@@ -61,6 +65,11 @@ def build_transformer() -> Flux2Transformer2DModel:
         axes_dims_rope=(4, 4, 4, 4),
         guidance_embeds=False,
     )
+    with torch.no_grad():
+        for name, weight in transformer.named_parameters():
+            if any(part in name for part in STRONG):
+                weight.mul_(3)
+    return transformer
 
 
 def build_klein_lora(
