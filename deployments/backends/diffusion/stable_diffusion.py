@@ -138,8 +138,8 @@ class StableDiffusionInpaintRecipe(_StableDiffusion):
 class StableDiffusionXLInpaintRecipe(_StableDiffusion):
     """SDXL inpainting.
 
-    At strength 0.9999, its default and the one it was trained to be used with, the pipeline starts
-    from the old picture under almost full noise and skips the first step; 1.0 starts from noise.
+    At strength 0.9999, diffusers' default, it starts from the old picture under almost full noise
+    and skips the first step; 1.0 starts from noise alone and does them all.
     """
 
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
