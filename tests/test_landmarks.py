@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from starlette.testclient import TestClient
 from transformers.models.vitpose.image_processing_pil_vitpose import VitPoseImageProcessorPil
 
 from deployments.maskers import LandmarksMasker
+from deployments.segmenters import network
 from deployments.segmenters.base import SegmenterPlan
 from deployments.segmenters.landmarks.detector import choose_person
 from deployments.segmenters.landmarks.eyewear import POLYGON, eyewear_polygon
@@ -17,6 +19,7 @@ from deployments.segmenters.landmarks.layouts import LAYOUTS, Points
 from deployments.segmenters.landmarks.pose import Pose
 from deployments.segmenters.landmarks.regions import draw_region, draw_silhouette
 from deployments.segmenters.landmarks.segmenter import LandmarksSegmenter
+from deployments.segmenters.network import Device
 from deployments.segmenters.preprocessing import read_preprocessing
 from deployments.segmenters.shapes import box_of, split
 from deployments.sources import ModelSource
@@ -139,6 +142,19 @@ def test_detector_says_whose_points_are_read(home: Path) -> None:
     image = np.hstack([marked(), marked()])
     found = replied(loaded(home, "coco", "left").segment([request(image)])[0]).landmarks.points
     assert found["nose"] == pytest.approx(SPOTS["nose"], abs=6.0)
+
+
+def test_half_precision_finds_the_same_points(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU runs, as far as a CPU can tell; the detector's coordinates stay in 32 bits."""
+    monkeypatch.setattr(
+        network,
+        "choose_device",
+        lambda full_precision: Device("cpu", torch.float32 if full_precision else torch.float16),
+    )
+    image = np.hstack([marked(), marked()])
+    found = replied(loaded(home, "coco", "left").segment([request(image)])[0]).landmarks.points
+    for name, spot in SPOTS.items():
+        assert found[name] == pytest.approx(spot, abs=6.0), name
 
 
 def test_nobody_detected_is_refused_with_a_remedy(home: Path) -> None:

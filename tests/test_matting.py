@@ -11,10 +11,12 @@ from starlette.testclient import TestClient
 from transformers import Sapiens2ForImageMatting
 
 from deployments.maskers import MattingMasker
+from deployments.segmenters import network
 from deployments.segmenters.background import draw_background
 from deployments.segmenters.base import SegmenterPlan
 from deployments.segmenters.matting.segmenter import MattingSegmenter
 from deployments.segmenters.matting.trimap import NOBODY, PERSON, UNSURE, draw_trimap
+from deployments.segmenters.network import Device
 from deployments.segmenters.parsing.labels import Part
 from deployments.segmenters.preprocessing import read_preprocessing
 from deployments.sources import ModelSource
@@ -162,6 +164,22 @@ def test_sapiens_needs_no_trimap_and_its_opacity_is_the_silhouette(home: Path) -
         sized = torch.nn.functional.interpolate(alpha, (130, 90), mode="bilinear")
     assert np.abs(reply.silhouette_hw - 255 * sized[0, 0].numpy()).max() <= 0.51
     assert int(reply.silhouette_hw.max()) - int(reply.silhouette_hw.min()) > 50
+
+
+@pytest.mark.parametrize(("model", "parser"), [("vitmatte", "parser"), ("sapiens", None)])
+def test_half_precision_gives_the_same_matte(
+    home: Path, model: str, parser: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU runs, as far as a CPU can tell: every tensor of the pass in 16 bits."""
+    image, _ = person()
+    (plain,) = loaded(home, model, parser).segment([request(image)])
+    half = Device("cpu", torch.float16)
+    monkeypatch.setattr(network, "choose_device", lambda full_precision: half)
+    (other,) = loaded(home, model, parser).segment([request(image)])
+    assert isinstance(plain, SegmentReply)
+    assert isinstance(other, SegmentReply)
+    apart = np.abs(plain.silhouette_hw.astype(int) - other.silhouette_hw)
+    assert np.quantile(apart, 0.99) <= 4
 
 
 @pytest.mark.parametrize("expert", [expert for expert in EXPERTS if expert != "bg"])

@@ -15,7 +15,9 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 
 from deployments.maskers import ParsingMasker
 from deployments.segmentation import SegmenterReplica
+from deployments.segmenters import network
 from deployments.segmenters.base import SegmenterPlan
+from deployments.segmenters.network import Device
 from deployments.segmenters.parsing.labels import Part
 from deployments.segmenters.parsing.parser import absorb_details
 from deployments.segmenters.parsing.segmenter import ParsingSegmenter
@@ -96,6 +98,17 @@ def test_silhouette_is_soft_at_the_edge_only(segmenter: ParsingSegmenter) -> Non
     assert 0 < soft.mean() < 0.05
     assert reply.silhouette_hw[300, 240] == 255
     assert reply.silhouette_hw[10, 10] == 0
+
+
+def test_half_precision_parses_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU runs, as far as a CPU can tell: every tensor of the pass in 16 bits."""
+    half = Device("cpu", torch.float16)
+    monkeypatch.setattr(network, "choose_device", lambda full_precision: half)
+    segmenter, parts = loaded(folder), draw_labels()
+    assert segmenter._parser is not None
+    assert next(segmenter._parser._network.model.parameters()).dtype == torch.float16
+    (parsed,) = segmenter._parser.parse([paint(parts)])
+    assert (parsed.parts_hw == np.where(parts == Part.SHOE, Part.FEET, parts)).mean() > 0.97
 
 
 def test_permuted_label_order_gives_the_same_regions(

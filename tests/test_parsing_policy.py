@@ -6,12 +6,21 @@ import cv2
 import numpy as np
 import pytest
 
-from deployments.segmenters.parsing.figure import Figure
+from deployments.segmenters.parsing.figure import Figure, tidy_parts
 from deployments.segmenters.parsing.hands import find_hands
 from deployments.segmenters.parsing.heads import find_eyes, find_head
 from deployments.segmenters.parsing.labels import Part
 from deployments.segmenters.parsing.policy import Policy, draw_region, require_labels
-from deployments.segmenters.shapes import area, box_of, closed, grown, hull, shrunk, split
+from deployments.segmenters.shapes import (
+    area,
+    box_of,
+    closed,
+    grown,
+    hull,
+    shrunk,
+    split,
+    without_specks,
+)
 from serve.errors import NotSupported, SubjectNotFound
 from serve.messages import EXPERTS, Expert, UInt8Array
 from tests.labelled_people import HEIGHT, UNIT, WIDTH, Pose, draw_labels
@@ -302,6 +311,51 @@ def test_expert_without_its_labels_is_refused_by_name() -> None:
             require_labels(faces, expert, "face-parsing")
 
 
+@pytest.mark.parametrize("expert", EXPERTS)
+def test_misread_specks_change_no_region(expert: Expert) -> None:
+    parts = draw_labels(Pose(arms="akimbo", glasses=True))
+    rng = np.random.default_rng(0)
+    noisy = parts.copy()
+    for _ in range(300):
+        x, y = (int(rng.integers(0, side)) for side in (WIDTH, HEIGHT))
+        noisy[y : y + 3, x : x + 3] = int(rng.integers(0, len(Part)))
+    silhouette = np.asarray((parts > 0) * 255, np.uint8)
+    clean, tidied = (
+        draw_region(Figure(tidy_parts(each)), silhouette, expert, PLAIN) for each in (parts, noisy)
+    )
+    assert area(clean & tidied) / area(clean | tidied) > 0.95
+
+
+def _blobs(rng: np.random.Generator) -> UInt8Array:
+    height, width = (int(side) for side in rng.integers(1, 120, 2))
+    parts = np.zeros((height, width), np.uint8)
+    for _ in range(int(rng.integers(0, 25))):
+        spot = int(rng.integers(0, width)), int(rng.integers(0, height))
+        axes = int(rng.integers(1, 50)), int(rng.integers(1, 50))
+        part = int(rng.integers(0, len(Part)))
+        cv2.ellipse(parts, spot, axes, float(rng.integers(0, 180)), 0, 360, part, -1)
+    return parts
+
+
+def _try(parts: UInt8Array, expert: Expert, policy: Policy) -> UInt8Array | SubjectNotFound:
+    try:
+        return region_of(tidy_parts(parts), expert, policy)
+    except SubjectNotFound as refusal:
+        return refusal
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_label_map_gives_a_region_or_a_named_refusal(seed: int) -> None:
+    parts = _blobs(np.random.default_rng(seed))
+    for expert in EXPERTS:
+        outcome = _try(parts, expert, Policy(hull=seed % 2 == 0, dilation=0.2))
+        if isinstance(outcome, SubjectNotFound):
+            assert outcome.remedy
+        else:
+            assert outcome.shape == parts.shape
+            assert outcome.any()
+
+
 def test_shapes_keep_their_promises() -> None:
     square = np.zeros((60, 80), np.uint8)
     square[20:40, 30:50] = 255
@@ -312,6 +366,7 @@ def test_shapes_keep_their_promises() -> None:
     assert closed(two, 8)[30, 52] == 255
     assert closed(two, 2)[30, 52] == 0
     assert hull(two)[25, 52] == 255
+    assert area(without_specks(two, 0.5)) == area(square)
     edge = np.full((20, 20), 255, np.uint8)
     assert (shrunk(edge, 4) == edge).all()
     assert (grown(np.zeros((5, 5), np.uint8), 3) == 0).all()

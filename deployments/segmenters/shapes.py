@@ -56,13 +56,32 @@ def filled_rows(region_hw: UInt8Array) -> UInt8Array:
 
 def split(region_hw: UInt8Array, min_share: float = 0.0) -> list[UInt8Array]:
     """Its connected parts, largest first, without those below min_share of the largest."""
-    count, parts, stats, _ = cv2.connectedComponentsWithStats(region_hw, connectivity=8)
+    if not region_hw.any():
+        return []
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(region_hw, connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA]
     order = np.argsort(-areas, kind="stable")
-    least = min_share * (int(areas.max()) if count > 1 else 0)
+    least = min_share * int(areas.max())
     return [
         np.asarray((parts == index + 1) * 255, np.uint8) for index in order if areas[index] >= least
     ]
+
+
+def largest(region_hw: UInt8Array) -> UInt8Array | None:
+    """Its largest connected part; None where it is empty."""
+    pieces = split(region_hw, min_share=1.0)
+    return pieces[0] if pieces else None
+
+
+def without_specks(region_hw: UInt8Array, min_share: float) -> UInt8Array:
+    """What is left without connected parts below min_share of the largest."""
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(region_hw, connectivity=8)
+    if count <= 2:
+        return region_hw.copy()
+    areas = stats[:, cv2.CC_STAT_AREA]
+    kept = areas >= min_share * int(areas[1:].max())
+    kept[0] = False
+    return np.asarray(kept[parts] * 255, np.uint8)
 
 
 def box_of(region_hw: UInt8Array) -> Box:

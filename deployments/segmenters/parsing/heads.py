@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from deployments.segmenters.parsing.labels import Part
-from deployments.segmenters.shapes import area, box_of, centre_of, grown, split
+from deployments.segmenters.parsing.labels import Part, mark
+from deployments.segmenters.shapes import area, box_of, centre_of, grown, largest, split
 from serve.messages import Box, Point, UInt8Array
 
 FACE_PARTS = (Part.FACE, Part.EYES, Part.BROWS, Part.MOUTH, Part.GLASSES)
@@ -70,11 +70,11 @@ class HeadBox:
 
 def find_head(parts_hw: UInt8Array) -> HeadBox | None:
     """Measure the largest face; None where none is large enough."""
-    face = np.asarray(np.isin(parts_hw, FACE_PARTS) * 255, np.uint8)
-    pieces = split(face)
-    if not pieces or area(pieces[0]) < MIN_FACE * face.size:
+    face = mark(parts_hw, *FACE_PARTS)
+    found = largest(face)
+    if found is None or area(found) < MIN_FACE * face.size:
         return None
-    piece = _without_neck(pieces[0])
+    piece = _without_neck(found)
     if not (piece[parts_hw != Part.GLASSES] > 0).any():
         return None
     tilt = _tilt(parts_hw, piece)
@@ -117,7 +117,8 @@ def _without_neck(face_hw: UInt8Array) -> UInt8Array:
     inside = cv2.distanceTransform(np.pad(face_hw, 1), cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
     radius_px = NARROW * float(inside.max())
     core = np.asarray((inside > radius_px) * 255, np.uint8)
-    return np.minimum(grown(split(core)[0], radius_px + 1.0), face_hw)
+    head = largest(core)
+    return face_hw if head is None else np.minimum(grown(head, radius_px + 1.0), face_hw)
 
 
 def _eyes_middle(parts_hw: UInt8Array, face_hw: UInt8Array) -> Point | None:

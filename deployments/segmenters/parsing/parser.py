@@ -11,7 +11,8 @@ from transformers import AutoModelForSemanticSegmentation
 from deployments.maskers import ParsingMasker
 from deployments.segmenters.base import SegmenterPlan
 from deployments.segmenters.network import Network, load_network
-from deployments.segmenters.parsing.labels import LabelMap, Part, map_labels
+from deployments.segmenters.parsing.figure import tidy_parts
+from deployments.segmenters.parsing.labels import LabelMap, Part, map_labels, mark
 from deployments.segmenters.preprocessing import Preprocessing, read_preprocessing
 from serve.messages import UInt8Array
 
@@ -66,7 +67,7 @@ class Parser:
     def _read(self, logits_nchw: torch.Tensor, size: tuple[int, ...]) -> Parsed:
         full = interpolate(logits_nchw, size=size, mode="bilinear", align_corners=False)
         ids_hw = full.argmax(dim=1)[0].cpu().numpy()
-        parts_hw = absorb_details(self.labels.translate(ids_hw))
+        parts_hw = tidy_parts(absorb_details(self.labels.translate(ids_hw)))
         return Parsed(parts_hw, self._silhouette(full[0], parts_hw))
 
     def _silhouette(self, logits_chw: torch.Tensor, parts_hw: UInt8Array) -> UInt8Array:
@@ -100,7 +101,7 @@ def absorb_details(parts_hw: UInt8Array) -> UInt8Array:
     details = parts_hw == Part.DETAIL
     if not details.any():
         return parts_hw
-    garments = np.isin(parts_hw, GARMENTS)
+    garments = mark(parts_hw, *GARMENTS) > 0
     if not garments.any():
         return parts_hw
     nearest = ndimage.distance_transform_edt(~garments, return_distances=False, return_indices=True)

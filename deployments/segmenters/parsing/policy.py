@@ -24,6 +24,7 @@ from deployments.segmenters.shapes import (
     hull,
     shorter_side,
     split,
+    without_specks,
 )
 from serve.errors import NotSupported, SubjectNotFound
 from serve.messages import Expert, UInt8Array
@@ -126,7 +127,7 @@ def _eye(figure: Figure, policy: Policy) -> UInt8Array:
 def _face(figure: Figure, policy: Policy) -> UInt8Array:
     _head(figure, "face")
     skin = np.minimum(figure.face, 255 - figure.mask(Part.EARS))
-    face = closed(split(skin)[0], 0.2 * figure.unit_px)
+    face = closed(without_specks(skin, 1.0), 0.2 * figure.unit_px)
     region = hull(face) if policy.hull else face
     region = _dilated(region, FACE_GROWTH + policy.dilation)
     hidden = figure.mask(Part.HAT, Part.NECK, Part.EARS) | figure.throat
@@ -244,7 +245,7 @@ def _spare(
 
 def _near(mask_hw: UInt8Array, region_hw: UInt8Array) -> UInt8Array:
     """The parts of a mask that touch the region."""
-    touching = [piece for piece in split(mask_hw) if (piece & region_hw).any()]
+    touching = [piece for piece in split(mask_hw, 0.05) if (piece & region_hw).any()]
     near = np.zeros_like(mask_hw)
     for piece in touching:
         near |= piece
