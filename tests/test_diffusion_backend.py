@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -21,6 +22,7 @@ from starlette.testclient import TestClient
 from deployments import recipes
 from deployments.backends.base import OnStep
 from deployments.backends.diffusion.backend import DiffusionBackend
+from deployments.backends.diffusion.passes import Steps
 from deployments.backends.diffusion.registry import RECIPES
 from deployments.bundle import Bundle
 from deployments.expert import ExpertReplica
@@ -285,6 +287,37 @@ def test_device_error_is_typed_and_the_next_request_is_served(
         with pytest.raises(mapped, match=str(error)):
             paint(backend, request(5))
     assert (picture(backend, request()) == expected).all()
+
+
+def test_vae_that_a_failed_decode_left_in_another_format_is_set_back(
+    backend: DiffusionBackend,
+) -> None:
+    expected, vae = picture(backend, request()), pipe_of(backend).vae
+
+    def upcast_and_fail(*_: object) -> None:
+        vae.to(torch.float64)  # as SDXL's pipeline does before it decodes in fp16
+        raise torch.OutOfMemoryError("Tried to allocate")
+
+    hook = vae.decoder.register_forward_pre_hook(upcast_and_fail)
+    with pytest.raises(OutOfDeviceMemory):
+        paint(backend, request())
+    hook.remove()
+    assert (picture(backend, request()) == expected).all()
+
+
+def test_every_step_is_done_before_it_is_reported() -> None:
+    seen: list[str] = []
+    steps = Steps(
+        lambda step, num_steps: seen.append(f"{step} of {num_steps}"),
+        wait=lambda: seen.append("done"),
+        num_passes=2,
+    )
+    pipe = SimpleNamespace(num_timesteps=2)
+    for index in range(2):
+        on_step_end = steps.in_pass(index)
+        for step in range(2):
+            assert on_step_end(pipe, step, None, {"latents": 1}) == {"latents": 1}
+    assert seen == ["done", "1 of 4", "done", "2 of 4", "done", "3 of 4", "done", "4 of 4"]
 
 
 # What it keeps and drops

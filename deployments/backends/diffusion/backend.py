@@ -16,7 +16,7 @@ import torch
 
 from deployments.backends.base import Memory, OnStep
 from deployments.backends.diffusion.adapters import AdapterRack
-from deployments.backends.diffusion.base_model import count_weight_bytes, load_base, tile_vae
+from deployments.backends.diffusion.base_model import count_weight_bytes, load_base, ready_vae
 from deployments.backends.diffusion.cap import (
     cap_device_memory,
     measured_context_gib,
@@ -27,6 +27,7 @@ from deployments.backends.diffusion.device import (
     choose_dtype,
     free_memory,
     map_torch_errors,
+    wait_for_device,
 )
 from deployments.backends.diffusion.passes import Steps, fork_pipe
 from deployments.backends.diffusion.products import EncodedProducts, flatten_product
@@ -48,6 +49,7 @@ WHITE = (255, 255, 255)
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     pipe: Any
+    vae_dtype: torch.dtype
     prompts: EncodedPrompts
     products: EncodedProducts
     adapters: AdapterRack | None
@@ -88,7 +90,7 @@ class DiffusionBackend:
         for reason in missing:
             self._logger.warning("%s runs without %s", self._name, reason)
         products = EncodedProducts(self._recipe, config.product_cache_mib * MIB)
-        self._loaded = _Loaded(pipe, prompts, products, adapters)
+        self._loaded = _Loaded(pipe, pipe.vae.dtype, prompts, products, adapters)
 
     def _encode_prompts(self, pipe: Any) -> EncodedPrompts:
         prompts = EncodedPrompts(self._recipe, pipe)
@@ -111,7 +113,7 @@ class DiffusionBackend:
         started_s = time.perf_counter()
         _require_alike(batch, self._bundles)
         assert self._loaded is not None, "load comes first"
-        loaded, steps = self._loaded, Steps(on_step, self._num_passes(batch))
+        loaded, steps = self._loaded, Steps(on_step, wait_for_device, self._num_passes(batch))
         with (
             map_torch_errors(passes=steps.has_raised),
             _act_as(loaded.adapters, batch[0].version),
@@ -129,7 +131,7 @@ class DiffusionBackend:
         height_px, width_px = first.region_hw.shape
         # Before the products are encoded: what they become follows from the crop's size, too.
         above_megapixels = self._config.speed.vae_tiling_above_megapixels
-        tile_vae(loaded.pipe.vae, width_px, height_px, above_megapixels)
+        ready_vae(loaded.pipe.vae, loaded.vae_dtype, width_px, height_px, above_megapixels)
         prompt = loaded.prompts.get(_diffusion(self._bundles[first.version]).prompt, first.guidance)
         rows = [row for request in batch for row in self._build_rows(loaded, request)]
         painted = []

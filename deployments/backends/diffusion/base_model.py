@@ -102,8 +102,17 @@ def _refusal(source: ModelSource, what: str, exc: Exception) -> BundleInvalid | 
     )
 
 
-def tile_vae(vae: Any, width_px: int, height_px: int, above_megapixels: float) -> None:
-    """Decode in tiles from here on if a crop of that size is above the limit, else whole."""
+def ready_vae(
+    vae: Any, dtype: torch.dtype, width_px: int, height_px: int, above_megapixels: float
+) -> None:
+    """Set it up for one batch: in tiles if the crop is above the limit, else whole.
+
+    Args:
+        dtype: the one it was loaded in. SDXL's pipeline raises it for the time of a decode, and
+            one that fails there leaves it so.
+    """
+    if vae.dtype != dtype:
+        vae.to(dtype)
     if width_px * height_px > above_megapixels * 1e6:
         vae.enable_tiling()
     else:

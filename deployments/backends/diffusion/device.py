@@ -37,6 +37,12 @@ def choose_dtype(wanted: Dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float16
 
 
+def wait_for_device() -> None:
+    """Return when what this thread gave the GPU is done; at once on a CPU."""
+    if torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()
+
+
 def free_memory() -> None:
     """Give back what nothing refers to any more."""
     gc.collect()

@@ -1,6 +1,7 @@
 """One pass of a pipeline: a call state of its own on shared weights, and a stop check per step."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from deployments.backends.base import OnStep
@@ -21,8 +22,9 @@ def fork_pipe(pipe: Any) -> Any:
 class Steps:
     """Progress and stop check of all passes of one batch; knows what stopped them."""
 
-    def __init__(self, on_step: OnStep, num_passes: int):
+    def __init__(self, on_step: OnStep, wait: Callable[[], None], num_passes: int):
         self._on_step = on_step
+        self._wait = wait
         self._num_passes = num_passes
         self._raised: BaseException | None = None
 
@@ -34,6 +36,9 @@ class Steps:
         ) -> dict[str, Any]:
             # Below strength 1 a pass takes fewer steps than it was asked for.
             num_steps = pipe.num_timesteps
+            # A GPU works through a queue: without waiting, all steps could be queued and reported
+            # before the first is done, and a stop would come too late for any of them.
+            self._wait()
             try:
                 self._on_step(index * num_steps + step + 1, self._num_passes * num_steps)
             except BaseException as exc:

@@ -58,7 +58,8 @@ class Recipe(Protocol):
         """What the pipeline needs once after loading, such as an IP-Adapter.
 
         Args:
-            locate: turns a ModelSource into a local directory of verified safetensors.
+            locate: turns a ModelSource into a local directory of verified safetensors: its root,
+                whose subfolder the recipe enters itself.
         """
 
     def encode_prompt(self, pipe: Any, prompt: Prompt, guidance: float) -> Encoded:
