@@ -12,7 +12,7 @@ from transformers.models.vitpose.image_processing_pil_vitpose import VitPoseImag
 from deployments.maskers import LandmarksMasker
 from deployments.segmenters import network
 from deployments.segmenters.base import SegmenterPlan
-from deployments.segmenters.landmarks.detector import choose_person
+from deployments.segmenters.landmarks.detector import choose_person, load_detector
 from deployments.segmenters.landmarks.eyewear import POLYGON, eyewear_polygon
 from deployments.segmenters.landmarks.heatmaps import cut_around, decode_heatmaps
 from deployments.segmenters.landmarks.layouts import LAYOUTS, Points
@@ -28,7 +28,13 @@ from serve.messages import LANDMARK_NAMES, Expert, SegmentReply, SegmentRequest,
 from serve.schemas import TryOnAnswer
 from tests.fakes import build_local_api
 from tests.pictures import encoded, photo
-from tests.tiny.landmarks import POSE_SIZE, build_detector, build_sapiens_pose, build_vitpose
+from tests.tiny.landmarks import (
+    POSE_SIZE,
+    build_detector,
+    build_rt_detr,
+    build_sapiens_pose,
+    build_vitpose,
+)
 from tests.tiny.segformer import build_segformer
 
 GREY = 128
@@ -161,6 +167,16 @@ def test_nobody_detected_is_refused_with_a_remedy(home: Path) -> None:
     (outcome,) = loaded(home, "coco", "blind").segment([request(marked())])
     assert isinstance(outcome, SubjectNotFound)
     assert "own mask" in outcome.remedy
+
+
+def test_detector_whose_classes_do_not_exclude_each_other_is_read_too(tmp_path: Path) -> None:
+    detector = load_detector(ModelSource(path=build_rt_detr(tmp_path)), SegmenterPlan(0))
+    for box, (height, width) in zip(
+        detector.find([marked(), marked()[:200]]), ((400, 300), (200, 300)), strict=True
+    ):
+        assert box is not None
+        assert 0 <= box[0] < box[2] <= width
+        assert 0 <= box[1] < box[3] <= height
 
 
 def test_detector_without_a_person_label_is_refused(home: Path, tmp_path: Path) -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    RTDetrConfig,
+    RTDetrForObjectDetection,
+    RTDetrResNetConfig,
     Sapiens2Config,
     Sapiens2ForPoseEstimation,
     VitPoseBackboneConfig,
@@ -127,4 +130,41 @@ def build_detector(
         model.bbox_predictor.layers[-1].bias.copy_(torch.log(shares / (1 - shares)))
     model.save_pretrained(folder)
     write_preprocessing(folder, (32, 32))
+    return folder
+
+
+def build_rt_detr(folder: Path) -> Path:
+    """Save an RT-DETR with random boxes that is sure of a person in each."""
+    torch.manual_seed(0)
+    backbone = RTDetrResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8, 8, 8],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    model = RTDetrForObjectDetection(
+        RTDetrConfig(
+            backbone_config=backbone,
+            encoder_hidden_dim=16,
+            encoder_in_channels=[8, 8, 8],
+            encoder_ffn_dim=16,
+            encoder_attention_heads=2,
+            d_model=16,
+            decoder_in_channels=[16, 16, 16],
+            decoder_ffn_dim=16,
+            decoder_layers=1,
+            decoder_attention_heads=2,
+            num_queries=10,
+            num_denoising=0,
+            id2label={0: "person", 1: "bicycle"},
+            label2id={"person": 0, "bicycle": 1},
+        )
+    )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "class_embed" in name and name.endswith("bias"):
+                weight.copy_(torch.tensor([4.0, -4.0]))
+    model.save_pretrained(folder)
+    write_preprocessing(folder, (64, 64))
     return folder

@@ -16,8 +16,8 @@ VERSION = 1
 """Changes whenever the same points give another region."""
 FloatArray = NDArray[np.float64]
 
-AROUND_EYES = 0.4
-"""Of the distance between the eyes: half the height of a large lens."""
+AROUND_EYES = 0.5
+"""Of the distance between the eyes: half the height of a large lens, and some forehead."""
 TEMPLE = 0.75
 """The same, from an eye out to a temple whose ear is not seen."""
 AROUND_FACE = 0.06
@@ -27,6 +27,8 @@ SHOE = 1.3
 # Of the shin's length. Source: averages of Drillis and Contini 1966: a foot is 0.62 of a shin long,
 # its ankle 0.16 above the sole.
 FOOT_LENGTH, ANKLE_HEIGHT, ABOVE_ANKLE = 0.62, 0.2, 0.15
+TOE_REACH = 0.7
+"""Of a foot's length, from the ankle to the toes of a foot seen from the side."""
 SHIN_IN_EYES = 6.5
 """A shin of 0.41 m over 63 mm between the pupils."""
 LIMBS = (
@@ -144,9 +146,9 @@ def _foot_box(foot_n2: FloatArray, shin: float) -> Box:
     """Around a foot, its ankle first; where nothing tells the toe, with room on both sides."""
     length, ankle_y = FOOT_LENGTH * shin, float(foot_n2[0, 1])
     (x0, y0), (x1, y1) = foot_n2.min(axis=0), foot_n2.max(axis=0)
-    if len(foot_n2) == 1:
-        x0, x1, y1 = x0 - 0.8 * length, x1 + 0.8 * length, y1 + ANKLE_HEIGHT * shin
     wider = max((SHOE - 1) / 2 * (x1 - x0), 0.3 * length)
+    if len(foot_n2) == 1:
+        wider, y1 = TOE_REACH * length, y1 + ANKLE_HEIGHT * shin
     below = max((SHOE - 1) / 2 * (y1 - y0), 0.1 * shin)
     return (
         *(float(x0 - wider), min(float(y0), ankle_y - ABOVE_ANKLE * shin)),
