@@ -10,7 +10,6 @@ from typing import Literal, Protocol
 import numpy as np
 import yaml
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
-from scipy.optimize import nnls
 
 from serve.config import Config, load_yaml
 
@@ -128,6 +127,8 @@ class Footprint(Config):
         for time in times:
             if (time.width_px, time.height_px, time.num_steps) == (width_px, height_px, num_steps):
                 return time.s_per_image
+        from scipy.optimize import nnls  # slow to import, and replicas never ask this
+
         work = [_work(time.width_px, time.height_px, time.num_steps) for time in times]
         seconds = np.array([time.s_per_image for time in times])
         # Divided by the seconds: short passes are to fit as well as long ones.
@@ -194,7 +195,7 @@ def save_footprint(bundle: Measurable, footprint: Footprint) -> Path:
     others = [known for known in load_footprints(bundle) if known.device != footprint.device]
     file = FootprintFile(footprints=(*others, footprint))
     text = yaml.safe_dump(
-        file.model_dump(mode="json", exclude_unset=True),
+        file.model_dump(mode="json", exclude_defaults=True),
         sort_keys=False,
         default_flow_style=None,
         width=120,

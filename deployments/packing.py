@@ -102,8 +102,9 @@ def plan_packing(
     """Find a place for every replica on as few GPUs as can be.
 
     Replicas of one deployment are spread over nodes, and over the GPUs of a node, as far as that
-    needs no further GPU. With a previous plan, every replica that still fits where it was stays there, which may use more
-    GPUs than a plan from nothing; only where the rest then has no room is all planned anew.
+    needs no further GPU. With a previous plan, every replica that still fits where it was stays
+    there, which may use more GPUs than a plan from nothing; only where the rest then has no room
+    is all planned anew.
 
     Raises:
         PackingImpossible: says which deployments do not fit, by how much, and what helps.

@@ -14,7 +14,7 @@ Colour = str
 PNG_SCALE = 2
 HATCH_PX = 6
 # Mean advance of a letter in sans-serif faces, in ems: what fits is decided before it is drawn.
-LETTER_EMS = 0.56
+LETTER_EMS = 0.6
 FONTS = "Inter, 'Segoe UI', system-ui, 'Helvetica Neue', Arial, sans-serif"
 
 
@@ -67,9 +67,9 @@ def fit_words(text: str, size: float, width: float) -> str:
     return f"{text[: room - 1]}…" if room >= 4 else ""
 
 
-def words_width(text: str, size: float) -> float:
-    """About how wide it will be."""
-    return len(text) * LETTER_EMS * size
+def words_width(text: str, size: float, bold: bool = False) -> float:
+    """About how wide it will be, rather too wide than too narrow."""
+    return len(text) * (LETTER_EMS + 0.08 * bold) * size
 
 
 def to_svg(drawing: Drawing) -> str:

@@ -128,7 +128,7 @@ def _note(made: PackingPlan, rules: Placement) -> str:
     if rules.reserve_gib:
         kept += f" or {rules.reserve_gib:g} GiB"
     return (
-        f"no plan needs fewer than {made.lower_bound}; {kept} of each GPU kept free; "
+        f"at least {made.lower_bound} are needed; {kept} of each GPU kept free; "
         f"planned for {rules.replicas}_replicas"
     )
 

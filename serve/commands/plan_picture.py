@@ -2,6 +2,7 @@
 
 import colorsys
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,6 +22,8 @@ KEPT_FREE = "kept free"
 MARGIN = 32.0
 PAD = 12.0
 MAX_LEGEND_COLUMN = 560.0
+MAX_LEGEND_ROWS = 10
+"""Up to so many stand in one column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ DENSITIES = (
 
 def choose_colours(plan: PackingPlan) -> Mapping[str, str]:
     """By deployment: an expert's hue, each of its versions in a shade of its own."""
-    names = sorted({share.name for planned in plan.gpus for share in planned.shares})
+    names = sorted(plan.num_gpus_by_name, key=_with_numbers)
     families = [name.split("@")[0] for name in names]  # its expert, or its own name
     others = [family for family in dict.fromkeys(families) if family not in HUES]
     hues = {name: OTHER_HUES[at % len(OTHER_HUES)] for at, name in enumerate(others)}
@@ -231,9 +234,10 @@ def _draw_legend(
     entries = list(_legend(plan))
     if not entries:
         return top
-    indent = 24 + max(words_width(name, 13) for name, _ in entries) + 14
+    indent = 24 + max(words_width(name, 13, bold=True) for name, _ in entries) + 10
     widest = indent + max(words_width(words, 13) for _, words in entries) + 20
-    column = min(widest, MAX_LEGEND_COLUMN)
+    is_short = len(entries) <= MAX_LEGEND_ROWS
+    column = width - 2 * MARGIN if is_short else min(widest, MAX_LEGEND_COLUMN)
     num_columns = max(1, int((width - 2 * MARGIN) // column))
     rows = math.ceil((len(entries) + 1) / num_columns)
     for at, (name, words) in enumerate([*entries, (KEPT_FREE, "")]):
@@ -251,11 +255,17 @@ def _draw_legend(
 def _legend(plan: PackingPlan) -> Iterator[tuple[str, str]]:
     """Name, and what it takes."""
     shares = [share for planned in plan.gpus for share in planned.shares]
-    for name in sorted({share.name for share in shares}):
+    for name in sorted({share.name for share in shares}, key=_with_numbers):
         own = [share for share in shares if share.name == name]
         replicas = "1 replica" if len(own) == 1 else f"{len(own)} replicas"
         held = f" · {', '.join(own[0].versions)}" if len(own[0].versions) > 1 else ""
         yield name, f"{replicas} · {own[0].gib:.1f} GiB · num_gpus {own[0].num_gpus:g}{held}"
+
+
+def _with_numbers(name: str) -> list[tuple[int, str]]:
+    """`eye@2` comes before `eye@10`."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def _draw_cpu(
