@@ -165,6 +165,14 @@ def test_dress_covers_everything_between_chin_and_shoes() -> None:
         assert covered(region, worn) > 0.99, wears
 
 
+@pytest.mark.parametrize("arms", ["down", "akimbo", "raised"])
+def test_hem_of_the_skirt_worn_does_not_shape_the_dress(arms: str) -> None:
+    parts = draw_labels(Pose(arms=arms, wears="skirt", sleeve=0.9))
+    region = region_of(parts, "dress")
+    above, below = (int((region[row] > 0).sum()) for row in (435, 450))  # the hem is at 438
+    assert above - below < 0.1 * above
+
+
 def test_who_wears_a_dress_can_try_a_top_or_trousers() -> None:
     parts = draw_labels(Pose(wears="dress"))
     dress = on(parts, Part.DRESS)

@@ -204,7 +204,8 @@ def _garment(
     """
     whole = closed(trunk | limbs, CLOSING * figure.unit_px)
     shape = _dilated(
-        _hulled(whole, trunk) if policy.hull else whole, GARMENT_GROWTH + policy.dilation
+        _hulled(whole, trunk, figure.row_below_chin(HIP)) if policy.hull else whole,
+        GARMENT_GROWTH + policy.dilation,
     )
     beside = _dilated(whole, GARMENT_GROWTH + policy.dilation)
     first, last = figure.row_below_chin(0.0), box_of(trunk)[3] + OVERLAP * figure.unit_px
@@ -216,13 +217,18 @@ def _garment(
     return _spare(np.minimum(shape, 255 - others), figure, policy, about=())
 
 
-def _hulled(whole: UInt8Array, trunk: UInt8Array) -> UInt8Array:
-    """The hull of everything where that is compact, else of the trunk alone where that is."""
+def _hulled(whole: UInt8Array, trunk: UInt8Array, hip: int) -> UInt8Array:
+    """The hull of everything where that is compact, else of the trunk, else of the halves."""
     for part in (whole, trunk):
         shape = hull(part)
         if area(shape) <= MAX_HULL * area(part):
             return shape | whole
-    return whole
+    shape = whole.copy()
+    for half in (slice(None, hip), slice(hip, None)):
+        rounded = hull(whole[half])
+        if area(rounded) <= MAX_HULL * area(whole[half]):
+            shape[half] = rounded
+    return shape
 
 
 def _dilated(region: UInt8Array, share: float) -> UInt8Array:
