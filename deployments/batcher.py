@@ -189,11 +189,16 @@ class Batcher:
             return
         parts = [[member] for member in batch]
         if isinstance(error, OutOfDeviceMemory):
-            self._rows_that_fit[batch[0].key] = sum(member.num_rows for member in batch) // 2
+            self._note_too_many(batch)
             parts = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
         del error  # through its traceback the failed pass would keep what it had on the device
         for part in parts:
             self._paint(part)
+
+    def _note_too_many(self, batch: Sequence[Member]) -> None:
+        """Never again as many of these in one pass: it would fail as late."""
+        key, num_rows = batch[0].key, sum(member.num_rows for member in batch)
+        self._rows_that_fit[key] = min(num_rows // 2, self._rows_that_fit.get(key, num_rows))
 
     def _try(self, batch: Sequence[Member]) -> Exception | None:
         def on_step(step: int, num_steps: int) -> None:

@@ -78,7 +78,8 @@ class Diffusion(Config):
     """auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU."""
     speed: Speed = Speed()
     max_batch_size: PositiveInt = Field(default=4, le=16)
-    """Rows (pictures) that may share one pass; what was measured decides below it."""
+    """Rows (pictures) that may share one pass. Below it the footprint decides, by what was measured
+    to pay on the replica's device and fits its share; where none was, requests run one by one."""
     product_cache_mib: PositiveInt = 256
     """Encoded products kept by content."""
     adapter_cache_mib: PositiveInt = 2048
