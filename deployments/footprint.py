@@ -215,7 +215,7 @@ def _noise(rng: np.random.Generator, size: Size) -> UInt8Array:
 
 def open_device() -> Device:
     """The GPU that torch sees first, or the CPU."""
-    before_gib = _used_gib_by_uuid()
+    before_gib = used_gib_by_uuid()
     with contextlib.suppress(ImportError):
         import torch  # versions without weights are measured without it
 
@@ -302,7 +302,7 @@ class CudaDevice:
         self._cuda.synchronize()
 
 
-def _used_gib_by_uuid() -> Mapping[str, tuple[float, str]]:
+def used_gib_by_uuid() -> Mapping[str, tuple[float, str]]:
     """GiB that others hold, and the driver, by GPU; asked before torch makes a context of ours."""
     query = "--query-gpu=uuid,memory.used,driver_version"
     try:
@@ -315,8 +315,13 @@ def _used_gib_by_uuid() -> Mapping[str, tuple[float, str]]:
         )
     except (OSError, subprocess.SubprocessError):
         return {}
-    rows = [line.split(", ") for line in answer.stdout.strip().splitlines()]
-    return {uuid: (float(used_mib) / 1024, driver) for uuid, used_mib, driver in rows}
+    used: dict[str, tuple[float, str]] = {}
+    for line in answer.stdout.strip().splitlines():
+        uuid, used_mib, driver = line.split(", ")
+        # What a driver does not tell, it writes as [N/A].
+        with contextlib.suppress(ValueError):
+            used[uuid] = (float(used_mib) / 1024, driver)
+    return used
 
 
 def _version_of(package: str) -> str:

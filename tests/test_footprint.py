@@ -1,6 +1,7 @@
 """What `sm4ll profile` writes was seen on a backend that really ran."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,15 @@ from deployments.backends.base import Memory, OnStep
 from deployments.backends.noop import NoopBackend
 from deployments.backends.registry import create_backend
 from deployments.bundle import Bundle
-from deployments.footprint import GIB, CpuDevice, Shapes, build_request, measure, open_device
+from deployments.footprint import (
+    GIB,
+    CpuDevice,
+    Shapes,
+    build_request,
+    measure,
+    open_device,
+    used_gib_by_uuid,
+)
 from deployments.measured import load_footprints, save_footprint
 from serve.errors import OutOfDeviceMemory
 from serve.messages import ExpertReply, ExpertRequest
@@ -142,3 +151,19 @@ def test_without_a_gpu_the_cpu_is_measured() -> None:
     device = open_device()
     assert (device.name == "cpu") == (not torch.cuda.is_available())
     assert device.gib > 0
+
+
+def test_memory_of_others_and_the_driver_are_asked_of_nvidia_smi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    lines = "GPU-0a, 2048, 580.65.06\nGPU-0b, [N/A], 580.65.06\n"
+    tool.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert used_gib_by_uuid() == {"GPU-0a": (2.0, "580.65.06")}
+    tool.write_text("#!/bin/sh\necho no driver here\nexit 9\n")
+    assert used_gib_by_uuid() == {}
+    tool.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert used_gib_by_uuid() == {}

@@ -194,6 +194,15 @@ def test_whole_gpus_of_one_version_lie_on_different_nodes() -> None:
     assert nodes_of(plan, "top@1") == nodes_of(plan, "dress@1") == ["gpu-0", "gpu-1"]
 
 
+def test_replicas_are_balanced_over_nodes_and_over_the_gpus_of_a_node() -> None:
+    demands = [demand("eye@1", 4, l4=9.0), demand("bg@1", 4, l4=9.1)]
+    plan = plan_packing(demands, inventory(2, 2))
+    assert len(plan.used) == 4
+    assert nodes_of(plan, "eye@1") == nodes_of(plan, "bg@1") == ["gpu-0"] * 2 + ["gpu-1"] * 2
+    for planned in plan.used:
+        assert {share.name for share in planned.shares} == {"eye@1", "bg@1"}
+
+
 def test_spreading_uses_no_further_gpu() -> None:
     plan = plan_packing([demand("eye@1", 2, l4=4.0)], inventory())
     assert len(plan.used) == 1

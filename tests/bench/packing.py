@@ -1,10 +1,12 @@
 """How fast a thousand versions are planned on a thousand GPUs, and how near to the least of them.
 
-Run as `python -m tests.bench.packing`.
+Run as `python -m tests.bench.packing [--output FILE]`.
 """
 
+import argparse
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,28 +78,48 @@ def fit_replicas(parts: Parts) -> list[int]:
     return [each] * len(parts)
 
 
-def report(name: str, demands: list[Demand], placement: Placement) -> PackingPlan:
+def measure(demands: list[Demand], placement: Placement) -> tuple[PackingPlan, float]:
     start_s = time.perf_counter()
     plan = plan_packing(demands, placement)
-    taken_s = time.perf_counter() - start_s
+    return plan, time.perf_counter() - start_s
+
+
+def row(name: str, plan: PackingPlan, taken_s: float) -> str:
     used, bound = len(plan.used), plan.lower_bound
-    print(f"{name:28} {plan.num_replicas:8} {used:6} {bound:6} {used / bound:7.3f} {taken_s:6.2f}")
-    return plan
+    numbers = f"{plan.num_replicas} | {used} | {bound} | {used / bound:.3f} | {taken_s:.2f}"
+    return f"| {name} | {numbers} |"
 
 
-def main() -> None:
-    print(f"{'1,000 versions on 1,000 GPUs':28} replicas   GPUs  bound   ratio      s")
+def table() -> Iterator[str]:
+    yield "| 1,000 versions on 1,000 GPUs | replicas | GPUs | lower bound | ratio | seconds |"
+    yield "|---|---|---|---|---|---|"
     alike = inventory(alike=80.0)
     for name, parts in mixes(np.random.default_rng(1)):
         demands = demands_of(alike, 80.0 * parts, fit_replicas(parts))
-        plan = report(name, demands, alike)
+        plan, taken_s = measure(demands, alike)
+        yield row(name, plan, taken_s)
     start_s = time.perf_counter()
-    again = plan_packing([*demands[1:], demands[0]], alike, previous=plan)
+    again = plan_packing(demands, alike, previous=plan)
     taken_s = time.perf_counter() - start_s
-    print(f"{'again, from that plan':28} {again.num_kept:8} kept {taken_s:28.2f}")
+    yield f"| again from that plan: {again.num_kept} stay | {again.num_replicas} | " + (
+        f"{len(again.used)} | {again.lower_bound} | | {taken_s:.2f} |"
+    )
     mixed = inventory(small=24.0, middle=48.0, large=80.0)
     needs_gib = np.random.default_rng(2).uniform(2.0, 30.0, NUM_VERSIONS)
-    report("three kinds of GPU", demands_of(mixed, needs_gib, [2] * NUM_VERSIONS), mixed)
+    plan, taken_s = measure(demands_of(mixed, needs_gib, [2] * NUM_VERSIONS), mixed)
+    yield row("three kinds of GPU (bound: as if all were the largest)", plan, taken_s)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, help="write the table as Markdown")
+    output = parser.parse_args().output
+    lines = []
+    for line in table():
+        print(line, flush=True)
+        lines.append(line)
+    if output is not None:
+        output.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
