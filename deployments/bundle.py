@@ -4,6 +4,7 @@ Reads and verifies; loads no weights.
 """
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -23,6 +24,12 @@ from serve.config import Config, FamilyConfig, VersionId, load_yaml
 from serve.errors import ConfigError
 from serve.messages import Expert
 from serve.schemas import Quality
+
+MASKED_EXPERTS: Mapping[str, tuple[Expert, ...]] = {
+    "matting": ("bg",),
+    "landmarks": ("eye", "face", "shoes"),
+}
+"""What the maskers that do not serve every expert serve."""
 
 UInt8 = Annotated[int, Field(ge=0, le=255)]
 Size = tuple[PositiveInt, PositiveInt]
@@ -119,6 +126,15 @@ class Bundle(Config):
     def _only_noop_passes_bytes_through(self) -> Self:
         if self.imaging == "passthrough" and self.backend.kind != "noop":
             raise ValueError("imaging: passthrough works with the noop backend only")
+        return self
+
+    @model_validator(mode="after")
+    def _masker_serves_the_expert(self) -> Self:
+        served = MASKED_EXPERTS.get(self.masker.kind)
+        if served is not None and self.expert not in served:
+            raise ValueError(f"a {self.masker.kind} masker finds {', '.join(served)} only")
+        if self.product.landmarks and self.masker.kind == "matting":
+            raise ValueError("product.landmarks: a matting masker finds none")
         return self
 
     @model_validator(mode="after")
