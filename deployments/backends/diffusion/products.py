@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -50,8 +51,8 @@ class EncodedProducts:
 def flatten_product(product_rgba: UInt8Array, background: tuple[int, int, int]) -> UInt8Array:
     """(h, w, 4) with straight alpha, to (h, w, 3) on the background; an opaque one as it is."""
     alpha_hw = product_rgba[..., 3]
-    if (alpha_hw == 255).all():
-        return np.ascontiguousarray(product_rgba[..., :3])
+    if alpha_hw.min() == 255:
+        return cv2.cvtColor(product_rgba, cv2.COLOR_RGBA2RGB).astype(np.uint8, copy=False)
     weight = alpha_hw[..., None].astype(np.float32) / 255
     ground = np.array(background, np.float32)
     flat = product_rgba[..., :3] * weight + ground * (1 - weight)
