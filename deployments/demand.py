@@ -17,7 +17,7 @@ class Need:
     """What one replica takes of one kind of GPU."""
 
     gib: float
-    """Measured peak of the largest batch that pays, and the process beside it."""
+    """Measured peak of loading or of the largest batch that pays, and the process beside it."""
     units: int
     """Part of the GPU in 1/10,000, rounded up; UNITS when it gets all of it."""
     batch: int = 1
@@ -131,8 +131,10 @@ def _needs(members: list[Bundle], placement: Placement) -> Mapping[str, Need]:
             continue
         usable_gib = real_gib * usable / UNITS
         short_gib = need.gib - usable_gib
+        is_loading = _loading_gib(measured) > _painting_gib(members, measured, 1)
+        what = "while it loads" if is_loading else f"for {_size_text(members)} at batch 1"
         detail = (
-            f"{_names(members)} needs {need.gib:.2f} GiB for {_size_text(members)} at batch 1; "
+            f"{_names(members)} needs {need.gib:.2f} GiB {what}; "
             f"{kind} has {usable_gib:.2f} of its {real_gib:.2f} to give: {short_gib:.2f} GiB short"
         )
         too_large.append((short_gib, detail))
@@ -165,16 +167,26 @@ def _batch(bundle: Bundle, footprint: Footprint) -> int:
 
 
 def _needed_gib(members: list[Bundle], footprints: list[Footprint], batch: int) -> float:
-    """One base, every adapter, the hungriest pass among the versions, the products it will keep,
-    and the process."""
+    """What painting needs or what loading needs, whichever is more, and the process: a replica's
+    cap holds from its first byte."""
+    context_gib = max(footprint.context_gib for footprint in footprints)
+    painting_gib = _painting_gib(members, footprints, batch)
+    return max(painting_gib, _loading_gib(footprints)) + context_gib
+
+
+def _painting_gib(members: list[Bundle], footprints: list[Footprint], batch: int) -> float:
+    """One base, every adapter, the hungriest pass among the versions, the products it will keep."""
     passes_gib = 0.0
     for bundle, footprint in zip(members, footprints, strict=True):
         peak_gib = footprint.predict_peak_gib(*largest_size(bundle), batch)
         assert peak_gib is not None
         passes_gib = max(passes_gib, peak_gib - footprint.adapter_gib)
     adapters_gib = sum(footprint.adapter_gib for footprint in footprints)
-    context_gib = max(footprint.context_gib for footprint in footprints)
-    return passes_gib + adapters_gib + _products_gib(members[0]) + context_gib
+    return passes_gib + adapters_gib + _products_gib(members[0])
+
+
+def _loading_gib(footprints: list[Footprint]) -> float:
+    return max(footprint.load_peak_gib for footprint in footprints)
 
 
 def _products_gib(bundle: Bundle) -> float:

@@ -88,10 +88,12 @@ def measure(
     """
     backend = create()
     try:
+        device.forget_peak()
         started_s = time.perf_counter()
         backend.load()
         device.finish()
         load_s = time.perf_counter() - started_s
+        load_peak_gib = device.peak_gib()
         memory = backend.memory()
         points = _Points(backend, bundle, shapes, device)
         points.measure(on_point)
@@ -105,6 +107,7 @@ def measure(
             adapter_gib=_rounded(memory.adapter_bytes.get(bundle.version, 0) / GIB),
             context_gib=_rounded(device.context_gib()),
             load_s=round(load_s, 3),
+            load_peak_gib=_rounded(load_peak_gib),
             peaks=tuple(points.peaks),
             out_of_memory=tuple(points.out_of_memory),
             times=tuple(points.times),

@@ -76,6 +76,8 @@ class Footprint(Config):
     context_gib: NonNegativeFloat = 0.0
     """What a process holds on the device besides its tensors: CUDA's context and libraries."""
     load_s: NonNegativeFloat
+    load_peak_gib: NonNegativeFloat = 0.0
+    """Most that loading held: text encoders that are dropped afterwards among it."""
     peaks: tuple[Peak, ...] = ()
     out_of_memory: tuple[Shape, ...] = ()
     """Passes that the device had no room for: the boundary, where it was reached."""

@@ -122,6 +122,17 @@ def test_too_large_for_any_gpu_is_refused_by_how_much(tmp_path: Path) -> None:
     assert "drop_text_encoders" not in refused.value.remedy, "it is on already"
 
 
+def test_share_covers_loading_where_that_needs_more_than_painting(tmp_path: Path) -> None:
+    """A replica is capped before it loads, text encoders and all."""
+    bundle = write_bundle(tmp_path, "eye@2")
+    write_footprint(bundle, 5.0, load_peak_gib=9.0, context_gib=0.5)
+    demands = collect_demands(read_family(EYE), by_version(bundle), read_placement(tmp_path))
+    assert demands.gpu[0].needs[L4].gib == pytest.approx(9.5)
+    write_footprint(bundle, 5.0, load_peak_gib=30.0)
+    with pytest.raises(PackingImpossible, match=r"eye@2 needs 30\.00 GiB while it loads"):
+        collect_demands(read_family(EYE), by_version(bundle), read_placement(tmp_path))
+
+
 def test_less_memory_than_the_inventory_says_is_what_counts(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path, "eye@2")
     write_footprint(bundle, 5.0, device_gib=20.0)

@@ -40,6 +40,8 @@ class HungryBackend(NoopBackend):
 
     def load(self) -> None:
         self.calls.append("load")
+        encoders = np.ones(self._block_bytes, np.uint8)
+        assert encoders[-1] == 1
 
     def unload(self) -> None:
         self.calls.append("unload")
@@ -96,6 +98,7 @@ def test_peak_memory_of_a_pass_is_seen_on_the_cpu(bundle: Bundle) -> None:
     footprint = measure(HungryBackend, bundle, shapes(1, 4), CpuDevice())
     peaks = {(p.width_px, p.batch): p.peak_gib for p in footprint.peaks}
     assert footprint.device == "cpu"
+    assert footprint.load_peak_gib >= 64 * MIB / GIB, "what load holds and drops counts"
     assert peaks[512, 4] >= 64 * MIB / GIB
     assert peaks[512, 4] - peaks[512, 1] >= 40 * MIB / GIB
 

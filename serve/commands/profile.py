@@ -181,7 +181,8 @@ def _say(bundle: Bundle, footprint: Footprint, asked: _Asked) -> None:
         "process": footprint.context_gib,
     }
     held = ", ".join(f"{name} {_size(gib)}" for name, gib in parts.items() if gib)
-    out.print(f"{held}; loaded in {footprint.load_s:.1f} s", highlight=False)
+    peak = f", at most {_size(footprint.load_peak_gib)} while loading"
+    out.print(f"{held}; loaded in {footprint.load_s:.1f} s{peak}", highlight=False)
     out.print(_table(footprint, asked))
     for shape in footprint.out_of_memory:
         size = f"{shape.width_px}x{shape.height_px}"
