@@ -22,6 +22,7 @@ def make_request(
         product = np.dstack([product, np.full(product.shape[:2], 255, np.uint8)])
     return ExpertRequest(
         request_id="r",
+        version="eye@1",
         crop_hwc=crop,
         region_hw=region,
         silhouette_hw=silhouette,
