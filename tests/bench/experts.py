@@ -37,7 +37,7 @@ from serve.messages import ExpertReply, ExpertRequest, Landmarks
 from tests.tiny.klein import build_klein
 
 WIDTH_PX, HEIGHT_PX, PRODUCT_PX = 256, 384, 192
-NUM_STEPS = 16
+NUM_STEPS = 24
 NUM_TOGETHER = 4
 MIN_ROUNDS = 5
 TARGET = 1.05
