@@ -4,17 +4,21 @@ As a program it paints one request in a process that never did anything else.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from deployments.backends.base import OnStep
 from deployments.backends.diffusion.backend import DiffusionBackend
 from deployments.bundle import Bundle
 from serve.config import ReplicaPlan, WeightsConfig
 from serve.messages import ExpertReply, ExpertRequest, Landmarks, UInt8Array
 from tests.pictures import photo
+from tests.rows import Stop
 
 WIDTH_PX, HEIGHT_PX = 128, 192
 PLAN = ReplicaPlan(name="Expert-eye@tiny", weights=WeightsConfig(local_files_only=True))
@@ -84,6 +88,28 @@ def paint(backend: DiffusionBackend, *batch: ExpertRequest) -> list[ExpertReply]
 def picture(backend: DiffusionBackend, *batch: ExpertRequest) -> UInt8Array:
     """All pictures of all requests, (N, H, W, 3)."""
     return np.concatenate([reply.images_nhwc for reply in paint(backend, *batch)])
+
+
+def pipe_of(backend: DiffusionBackend) -> Any:
+    assert backend._loaded is not None
+    return backend._loaded.pipe
+
+
+def stop_at(last_step: int, error: BaseException | None = None) -> OnStep:
+    def on_step(step: int, num_steps: int) -> None:
+        if step == last_step:
+            raise error or Stop
+
+    return on_step
+
+
+@contextmanager
+def counting(module: torch.nn.Module) -> Iterator[list[int]]:
+    """Counts the module's forward passes."""
+    calls: list[int] = []
+    hook = module.register_forward_hook(lambda *_: calls.append(1))
+    yield calls
+    hook.remove()
 
 
 if __name__ == "__main__":

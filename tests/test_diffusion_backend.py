@@ -9,87 +9,53 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
-from pydantic import BaseModel
 from starlette.testclient import TestClient
 
-from deployments import recipes
-from deployments.backends.base import OnStep
 from deployments.backends.diffusion.backend import DiffusionBackend
 from deployments.backends.diffusion.passes import Steps
-from deployments.backends.diffusion.registry import RECIPES
-from deployments.bundle import Bundle
 from deployments.expert import ExpertReplica
-from serve.errors import BundleInvalid, Cancelled, GenerationFailed, OutOfDeviceMemory
+from serve.errors import Cancelled, GenerationFailed, OutOfDeviceMemory
 from serve.messages import UInt8Array
 from tests.diffusion_requests import (
     HEIGHT_PX,
     KLEIN,
     PLAN,
     WIDTH_PX,
+    counting,
     loaded,
     paint,
     picture,
+    pipe_of,
     product,
     request,
+    stop_at,
     tiny_bundle,
 )
 from tests.fakes import build_local_api
 from tests.pictures import box_mask, encoded, photo
-from tests.tiny.klein import build_klein, build_klein_lora, build_transformer
+from tests.rows import Stop, levels_apart
+from tests.tiny.klein import build_klein
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for bundles with the pipeline and two adapters beside them."""
+    """A folder for bundles with the pipeline beside them."""
     folder = tmp_path_factory.mktemp("home")
     build_klein(folder / "klein")
-    for seed in (1, 2):
-        build_klein_lora(folder / f"lora{seed}", seed=seed)
     return folder
 
 
 @pytest.fixture(scope="module")
 def backend(home: Path) -> DiffusionBackend:
     return loaded(tiny_bundle(home))
-
-
-def pipe_of(backend: DiffusionBackend) -> Any:
-    assert backend._loaded is not None
-    return backend._loaded.pipe
-
-
-def levels_apart(a: UInt8Array, b: UInt8Array) -> int:
-    return int(np.abs(a.astype(int) - b.astype(int)).max())
-
-
-class Stop(Exception):
-    """What a caller of these tests raises."""
-
-
-def stop_at(last_step: int, error: BaseException | None = None) -> OnStep:
-    def on_step(step: int, num_steps: int) -> None:
-        if step == last_step:
-            raise error or Stop
-
-    return on_step
-
-
-@contextmanager
-def counting(module: torch.nn.Module) -> Iterator[list[int]]:
-    """Counts the module's forward passes."""
-    calls: list[int] = []
-    hook = module.register_forward_hook(lambda *_: calls.append(1))
-    yield calls
-    hook.remove()
 
 
 # What it paints
@@ -318,163 +284,6 @@ def test_every_step_is_done_before_it_is_reported() -> None:
         for step in range(2):
             assert on_step_end(pipe, step, None, {"latents": 1}) == {"latents": 1}
     assert seen == ["done", "1 of 4", "done", "2 of 4", "done", "3 of 4", "done", "4 of 4"]
-
-
-# What it keeps and drops
-
-
-def test_product_is_encoded_once_and_gives_the_same_bytes(backend: DiffusionBackend) -> None:
-    asked = request(product_hwc=product(99))
-    with counting(pipe_of(backend).vae.encoder) as calls:
-        first = picture(backend, asked)
-        assert len(calls) == 2  # person and product
-        again = picture(backend, asked)
-        assert len(calls) == 3  # the person alone
-    assert (again == first).all()
-
-
-def test_products_beyond_the_budget_are_encoded_again(home: Path) -> None:
-    backend = loaded(tiny_bundle(home))
-    assert backend._loaded is not None
-    backend._loaded.products._cache._max_bytes = 4000  # one product's latents are 2,304 bytes
-    with counting(pipe_of(backend).vae.encoder) as calls:
-        for index in (0, 1, 0):
-            paint(backend, request(0, product_hwc=product(index)))
-    assert len(calls) == 6
-    assert 0 < backend._loaded.products.held_bytes <= 4000
-
-
-def test_dropped_text_encoders_give_their_memory_back(home: Path) -> None:
-    prompt = {"text": "the person wears the sunglasses", "max_tokens": 32}
-    keeping = loaded(tiny_bundle(home, prompt={**prompt, "drop_text_encoders": False}))
-    dropping = loaded(tiny_bundle(home))
-    encoder = pipe_of(keeping).text_encoder
-    encoder_bytes = sum(tensor.nbytes for tensor in encoder.state_dict().values())
-    saved_bytes = keeping.memory().weights_bytes - dropping.memory().weights_bytes
-    assert saved_bytes == encoder_bytes > 0
-    assert pipe_of(dropping).text_encoder is None
-    assert (picture(keeping, request()) == picture(dropping, request())).all()
-
-
-def test_text_encoders_stay_while_one_version_keeps_them(home: Path) -> None:
-    prompt = {"text": "other words", "max_tokens": 32, "drop_text_encoders": False}
-    backend = loaded(tiny_bundle(home), tiny_bundle(home, name="keeps", prompt=prompt))
-    assert pipe_of(backend).text_encoder is not None
-
-
-def test_each_prompt_is_encoded_once(home: Path) -> None:
-    words = {"max_tokens": 32, "drop_text_encoders": False}
-    first = tiny_bundle(home, prompt={"text": "one", **words})
-    same = tiny_bundle(home, name="same", prompt={"text": "one", **words})
-    other = tiny_bundle(home, name="other", prompt={"text": "two", **words})
-    backend = loaded(first, same, other)
-    with counting(pipe_of(backend).text_encoder) as calls:
-        pictures = [picture(backend, request(version=b.version)) for b in (first, same, other)]
-    assert not calls
-    assert (pictures[0] == pictures[1]).all()
-    assert levels_apart(pictures[0], pictures[2]) > 2
-
-
-def test_vae_works_in_tiles_above_the_limit_only(home: Path) -> None:
-    # 0.025 MP lie between 128x128 and 128x192.
-    backend = loaded(tiny_bundle(home, speed={"vae_tiling_above_megapixels": 0.02}))
-    vae = pipe_of(backend).vae
-    vae.tile_sample_min_size, vae.tile_latent_min_size = 128, 16
-    small = request(crop_hwc=photo(128, 128), region_hw=request().region_hw[:128])
-    for painted, num_tiles in ((request(), 4), (small, 1), (request(), 4)):
-        with counting(vae.decoder) as calls:
-            paint(backend, painted)
-        assert len(calls) == num_tiles
-
-
-def test_unload_gives_everything_back_and_may_be_called_twice(home: Path) -> None:
-    backend = loaded(tiny_bundle(home))
-    assert backend.memory().weights_bytes > 0
-    backend.unload()
-    backend.unload()
-    assert backend.memory().weights_bytes == 0
-
-
-# What it loads
-
-
-def lora(home: Path, name: str, folder: str) -> Bundle:
-    return tiny_bundle(home, name=name, adapter={"source": {"path": folder}})
-
-
-def test_versions_of_one_base_take_turns_without_a_trace(home: Path) -> None:
-    versions = lora(home, "a", "lora1"), lora(home, "b", "lora2"), tiny_bundle(home)
-    shared = loaded(*versions)
-    asked = [request(version=bundle.version) for bundle in versions]
-    alone = [picture(loaded(v), r) for v, r in zip(versions, asked, strict=True)]
-    for index in (0, 1, 0, 2, 1, 2, 0):
-        assert (picture(shared, asked[index]) == alone[index]).all()
-        with pytest.raises(Stop):
-            shared.generate([asked[index - 1]], stop_at(1))
-    assert levels_apart(alone[0], alone[1]) > 5
-    assert levels_apart(alone[0], alone[2]) > 5
-
-
-def test_memory_tells_base_and_adapters_apart(home: Path, backend: DiffusionBackend) -> None:
-    shared = loaded(lora(home, "a", "lora1"), lora(home, "b", "lora2"))
-    assert shared.memory().weights_bytes == backend.memory().weights_bytes
-    assert set(shared.memory().adapter_bytes) == {"eye@a", "eye@b"}
-    assert all(shared.memory().adapter_bytes.values())
-
-
-def test_fine_tuned_denoiser_takes_the_bases_place(home: Path, backend: DiffusionBackend) -> None:
-    torch.manual_seed(9)
-    tuned = build_transformer()
-    tuned.save_pretrained(home / "tuned")
-    served = loaded(tiny_bundle(home, transformer={"path": "tuned"}))
-    for name, tensor in pipe_of(served).transformer.state_dict().items():
-        assert torch.equal(tensor, tuned.state_dict()[name])
-    assert levels_apart(picture(served, request()), picture(backend, request())) > 5
-
-
-def test_fine_tuned_denoiser_with_keys_missing_is_refused_by_key(home: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    build_transformer().save_pretrained(home / "cut")
-    file = home / "cut/diffusion_pytorch_model.safetensors"
-    state = load_file(file)
-    del state["proj_out.weight"]
-    save_file(state, file, metadata={"format": "pt"})
-    with pytest.raises(BundleInvalid, match=r"cut: 1 keys missing or unknown: proj_out\.weight"):
-        loaded(tiny_bundle(home, transformer={"path": "cut"}))
-
-
-def test_weights_of_another_family_are_refused(home: Path) -> None:
-    other = {"pipeline": "FluxKontextInpaintPipeline"}
-    with pytest.raises(
-        BundleInvalid, match="does not load as FluxKontextInpaintPipeline"
-    ) as caught:
-        loaded(tiny_bundle(home, recipe=other))
-    assert "recipe.pipeline" in caught.value.remedy
-
-
-def test_damaged_weights_are_refused(home: Path, tmp_path: Path) -> None:
-    build_klein(tmp_path / "klein")
-    file = tmp_path / "klein/transformer/diffusion_pytorch_model.safetensors"
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(BundleInvalid, match="klein does not load"):
-        loaded(tiny_bundle(tmp_path))
-
-
-def test_pickle_beside_safetensors_is_never_read(tmp_path: Path) -> None:
-    build_klein(tmp_path / "klein")
-    (tmp_path / "klein/transformer/diffusion_pytorch_model.bin").write_bytes(b"no pickle at all")
-    loaded(tiny_bundle(tmp_path))
-
-
-def test_every_pipeline_a_bundle_may_name_has_a_recipe_and_no_other() -> None:
-    named = {
-        get_args(model.model_fields["pipeline"].annotation)[0]
-        for model in vars(recipes).values()
-        if isinstance(model, type) and issubclass(model, BaseModel)
-        if "pipeline" in model.model_fields
-    }
-    assert set(RECIPES) == named
 
 
 # Through the product
