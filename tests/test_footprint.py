@@ -98,8 +98,8 @@ def test_peak_memory_of_a_pass_is_seen_on_the_cpu(bundle: Bundle) -> None:
     footprint = measure(HungryBackend, bundle, shapes(1, 4), CpuDevice())
     peaks = {(p.width_px, p.batch): p.peak_gib for p in footprint.peaks}
     assert footprint.device == "cpu"
-    assert footprint.load_peak_gib >= 64 * MIB / GIB, "what load holds and drops counts"
-    assert peaks[512, 4] >= 64 * MIB / GIB
+    assert footprint.load_peak_gib >= 60 * MIB / GIB, "what load holds and drops counts"
+    assert peaks[512, 4] >= 60 * MIB / GIB
     assert peaks[512, 4] - peaks[512, 1] >= 40 * MIB / GIB
 
 
