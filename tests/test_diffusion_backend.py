@@ -138,7 +138,7 @@ def test_bf16_paints_on_a_cpu_too(home: Path, backend: DiffusionBackend) -> None
     first = picture(half, request())
     assert (picture(half, request()) == first).all()
     difference = first.astype(float) - picture(backend, request())
-    assert 0 < np.abs(difference).mean() < 4
+    assert 0 < np.abs(difference).mean() < 8
 
 
 def test_mixed_batch_is_refused(backend: DiffusionBackend) -> None:
