@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.bundle import Bundle
+from deployments.recipes import Diffusion
 from serve.config import (
     Autoscaling,
     Deployed,
@@ -20,6 +21,7 @@ Options = dict[str, Any]
 
 # Longer than the longest request, so that scaling down never cuts one off.
 GRACEFUL_SHUTDOWN_S = 90.0
+MIN_ONGOING_REQUESTS = 4
 
 
 def _replicas(autoscaling: Autoscaling) -> Options:
@@ -85,9 +87,13 @@ def group_experts(
     return tuple(groups.values())
 
 
-def expert_options(name: str, deployed: Deployed) -> Options:
+def expert_options(group: ExpertGroup) -> Options:
     """Options of one expert deployment."""
+    deployed = group.deployed
+    backend = group.bundles[0].backend
+    max_batch_size = backend.max_batch_size if isinstance(backend, Diffusion) else 1
     return {
-        **_common(name, deployed.autoscaling, deployed.resources),
-        "max_ongoing_requests": deployed.max_ongoing_requests,
+        **_common(group.name, deployed.autoscaling, deployed.resources),
+        "max_ongoing_requests": deployed.max_ongoing_requests
+        or max(MIN_ONGOING_REQUESTS, 2 * max_batch_size),
     }

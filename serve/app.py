@@ -49,9 +49,9 @@ def build_app(args: AppArgs) -> Application:
             weights=family.weights,
             num_gpus=group.deployed.resources.num_gpus,
         )
-        handle = rayserve.deployment(
-            ExpertReplica, **expert_options(group.name, group.deployed)
-        ).bind(group.bundles, plan)
+        handle = rayserve.deployment(ExpertReplica, **expert_options(group)).bind(
+            group.bundles, plan
+        )
         experts.update(dict.fromkeys((bundle.version for bundle in group.bundles), handle))
     return rayserve.deployment(IngressRouter, **router_options(family.router)).bind(
         family, bundles, segmenters, experts

@@ -6,7 +6,7 @@ import typer
 
 from serve import __version__
 from serve.client import ApiError, ApiUnreachable
-from serve.commands import bench, cluster, experts, listing, tryon
+from serve.commands import bench, cluster, experts, listing, plan, profile, tryon
 from serve.commands.console import err, out
 from serve.errors import ConfigError, Sm4llError
 
@@ -23,6 +23,8 @@ app.command()(cluster.down)
 app.command()(tryon.tryon)
 app.command()(cluster.demo)
 app.command()(experts.prepare)
+app.command()(profile.profile)
+app.command()(plan.plan)
 
 versions = typer.Typer()
 versions.callback(invoke_without_command=True)(listing.experts)

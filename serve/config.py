@@ -89,8 +89,9 @@ class Deployed(Config):
 
     autoscaling: Autoscaling = Autoscaling()
     resources: Resources = Resources()
-    max_ongoing_requests: PositiveInt = 4
-    """Per replica: one batch on the device, the others prepared behind it."""
+    max_ongoing_requests: PositiveInt | None = None
+    """Per replica; when absent two full batches, and at least 4: one on the device, the next
+    behind it."""
 
 
 class SharedReplicas(Deployed):

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deployments.backends.registry import BACKENDS
 from deployments.bundle import Bundle
+from deployments.segmenters.registry import SEGMENTERS
 from serve import errors
+from serve.config import FamilyConfig
 from serve.errors import Sm4llError
 from serve.schemas import TryOnOptions
 from serve.telemetry import STAGES
@@ -26,9 +29,15 @@ def test_json_answer_in_the_readme_is_json_with_real_fields() -> None:
     assert set(answer["receipt"]["timings_ms"]) <= {*STAGES, "total"}
 
 
-def test_bundle_in_the_readme_is_a_bundle() -> None:
-    (bundle,) = map(yaml.safe_load, blocks("yaml"))
+def test_bundle_and_family_in_the_readme_are_what_they_say() -> None:
+    bundle, family = map(yaml.safe_load, blocks("yaml"))
     assert Bundle.model_validate(bundle).version == "eye@2"
+    assert FamilyConfig.model_validate(family).shared[0].name == "klein"
+
+
+def test_readme_names_every_backend_and_masker_kind() -> None:
+    for kind in (*BACKENDS.keys() - {"noop"}, *SEGMENTERS):
+        assert f"| `{kind}` |" in README
 
 
 def test_every_command_in_the_readme_exists() -> None:

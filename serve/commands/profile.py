@@ -219,7 +219,7 @@ def _say_batch(bundle: Bundle, footprint: Footprint, asked: _Asked) -> None:
     size, most = largest_size(bundle), bundle.backend.max_batch_size
     num_steps = bundle.tiers.normal
     best = footprint.best_batch(*size, num_steps, MAX_BATCH)
-    if not footprint.times or len(asked.batches) == 1:
+    if size not in asked.sizes or len(asked.batches) == 1:
         return
     label = f"{size[0]}x{size[1]}"
     if best == 1:

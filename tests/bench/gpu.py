@@ -95,6 +95,7 @@ def measure_variants(options: Options, model: str) -> list[Row]:
 
 
 def measure_batches(options: Options, model: str) -> list[Row]:
+    """The batch curve; batch 1 is measured again, beside the others."""
     rows: list[Row] = []
     for variant in ("plain", "compiled"):
         cells = [

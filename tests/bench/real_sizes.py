@@ -69,6 +69,10 @@ def klein_transformer(tiny: bool = False) -> Flux2Transformer2DModel:
     )
 
 
+def flux2_vae(tiny: bool) -> AutoencoderKLFlux2:
+    return AutoencoderKLFlux2(block_out_channels=(32,) * 4) if tiny else AutoencoderKLFlux2()
+
+
 def build_klein(folder: Path, tiny: bool = False) -> None:
     tokenizer = build_tokenizer()
     text_encoder = Qwen3ForCausalLM(
@@ -84,7 +88,7 @@ def build_klein(folder: Path, tiny: bool = False) -> None:
     )
     Flux2KleinInpaintPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=fill(AutoencoderKLFlux2, torch.bfloat16),
+        vae=fill(lambda: flux2_vae(tiny), torch.bfloat16),
         text_encoder=text_encoder.to(torch.bfloat16),
         tokenizer=tokenizer,
         transformer=fill(lambda: klein_transformer(tiny), torch.bfloat16),
@@ -128,7 +132,7 @@ def build_sd(folder: Path, tiny: bool = False) -> None:
     blocks = (32, 64, 64, 64) if tiny else (320, 640, 1280, 1280)
     tokenizer, text_encoder = clip(768, projected=False)
     StableDiffusionInpaintPipeline(
-        vae=fill(sd_vae, torch.float16),
+        vae=fill(lambda: sd_vae(tiny), torch.float16),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=fill(
@@ -151,11 +155,11 @@ def build_sd(folder: Path, tiny: bool = False) -> None:
     ).save_pretrained(folder)
 
 
-def sd_vae() -> AutoencoderKL:
+def sd_vae(tiny: bool) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
+        block_out_channels=(32,) * 4 if tiny else (128, 256, 512, 512),
         layers_per_block=2,
         latent_channels=4,
     )
@@ -167,7 +171,7 @@ def build_sdxl(folder: Path, tiny: bool = False) -> None:
     tokenizer, text_encoder = clip(768, projected=False)
     tokenizer_2, text_encoder_2 = clip(1280, projected=True)
     StableDiffusionXLInpaintPipeline(
-        vae=fill(sd_vae, torch.float16),
+        vae=fill(lambda: sd_vae(tiny), torch.float16),
         text_encoder=text_encoder,
         text_encoder_2=text_encoder_2,
         tokenizer=tokenizer,
