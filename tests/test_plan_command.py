@@ -16,6 +16,7 @@ from deployments.bundle import load_bundle, load_family
 from deployments.measured import load_footprints
 from deployments.options import expert_options, group_experts
 from deployments.plan_file import read_plan
+from serve.cli import main
 from serve.commands.drawing import Box, Drawing, Words, fit_words, to_png, to_svg
 from serve.commands.plan import plan
 from serve.commands.profile import profile
@@ -91,6 +92,24 @@ def test_what_does_not_fit_is_refused_and_no_picture_is_written(
     assert not picture.exists()
 
 
+def test_refusal_is_words_and_exit_1_on_the_command_line(
+    files: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    write_placement(tmp_path, wanted={"top@2": 5})
+    monkeypatch.setattr("sys.argv", ["sm4ll", "plan", *files])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capfd.readouterr().err
+    assert left.value.code == 1
+    assert "top@2: " in said
+    assert "GiB short" in said
+    assert "What helps: " in said
+    assert "Traceback" not in said
+
+
 def boxes(tree: ET.Element) -> Iterator[tuple[str, float, float]]:
     """Hint, y and height of every box that has a hint."""
     for rect in tree.iter(f"{SVG}rect"):
@@ -162,7 +181,7 @@ def test_yaml_is_a_family_whose_deployments_ask_ray_for_the_planned_share(
     (tmp_path / "family.yaml").write_text(answer.stdout)
     family, bundles = load_family(tmp_path / "family.yaml")
     asked = {
-        group.name: expert_options(group.name, group.deployed)["ray_actor_options"]["num_gpus"]
+        group.name: expert_options(group)["ray_actor_options"]["num_gpus"]
         for group in group_experts(family, bundles)
     }
     assert asked == {"Expert-eye@2": 0.2223, "Expert-face@2": 0.2668, "Expert-top@2": 1.0}
