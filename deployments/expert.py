@@ -16,6 +16,7 @@ from deployments.batcher import Batcher, Member
 from deployments.bundle import Bundle
 from deployments.golden import check_golden
 from deployments.guard import build_guards
+from deployments.warmup import warm_up
 from serve.config import ReplicaPlan
 from serve.errors import (
     Cancelled,
@@ -155,6 +156,7 @@ class ExpertReplica:
     def _start(self, bundles: tuple[Bundle, ...]) -> None:
         """Raises whatever must keep Serve from calling this replica ready."""
         self._backend.load()
+        warm_up(bundles, self._backend)
         self._guards = build_guards(bundles, self._backend.memory())
         for bundle in bundles:
             check_golden(bundle, self._backend)
