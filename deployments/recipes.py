@@ -56,7 +56,8 @@ class Speed(Config):
     channels_last_vae: bool = True
     attention: Literal["auto", "sdpa", "flash"] = "auto"
     vae_tiling_above_megapixels: PositiveFloat = 1.5
-    """Larger crops are decoded in tiles: less memory, a little slower."""
+    """Larger pictures are decoded in tiles: less memory, a little slower. A diptych is twice its
+    crop."""
 
     @model_validator(mode="after")
     def _graphs_are_of_compiled_kernels(self) -> Self:

@@ -1,7 +1,7 @@
 """What the engine loads, keeps and drops, shown on a tiny FLUX.2 klein with real classes."""
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,8 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from deployments import recipes
 from deployments.backends.diffusion.backend import DiffusionBackend
+from deployments.backends.diffusion.flux2_klein import Flux2KleinInpaintRecipe
+from deployments.backends.diffusion.recipe import Encoded
 from deployments.backends.diffusion.registry import RECIPES
 from deployments.bundle import Bundle
+from deployments.recipes import Prompt
+from serve.config import ReplicaPlan
 from serve.errors import BundleInvalid
 from tests.diffusion_requests import (
     counting,
@@ -156,14 +160,48 @@ def test_fine_tuned_denoiser_takes_the_bases_place(home: Path, backend: Diffusio
     assert levels_apart(picture(served, request()), picture(backend, request())) > 5
 
 
+def remove_key(file: Path, key: str) -> None:
+    state = load_file(file)
+    del state[key]
+    save_file(state, file, metadata={"format": "pt"})
+
+
 def test_fine_tuned_denoiser_with_keys_missing_is_refused_by_key(home: Path) -> None:
     build_transformer().save_pretrained(home / "cut")
-    file = home / "cut/diffusion_pytorch_model.safetensors"
-    state = load_file(file)
-    del state["proj_out.weight"]
-    save_file(state, file, metadata={"format": "pt"})
-    with pytest.raises(BundleInvalid, match=r"cut: 1 keys missing or unknown: proj_out\.weight"):
+    remove_key(home / "cut/diffusion_pytorch_model.safetensors", "proj_out.weight")
+    with pytest.raises(BundleInvalid, match=r"cut: .* 1 keys missing or unknown: proj_out\.weight"):
         loaded(tiny_bundle(home, transformer={"path": "cut"}))
+
+
+@pytest.mark.parametrize(
+    ("part", "key"), [("transformer", "proj_out.weight"), ("vae", "decoder.conv_out.weight")]
+)
+def test_base_with_keys_missing_is_refused_by_key(tmp_path: Path, part: str, key: str) -> None:
+    build_klein(tmp_path / "klein")
+    remove_key(tmp_path / f"klein/{part}/diffusion_pytorch_model.safetensors", key)
+    with pytest.raises(BundleInvalid, match=rf"1 keys missing or unknown: {key}"):
+        loaded(tiny_bundle(tmp_path))
+
+
+def test_folder_that_is_no_pipeline_is_refused(home: Path) -> None:
+    with pytest.raises(BundleInvalid, match="no diffusers pipeline"):
+        loaded(tiny_bundle(home, model={"path": "klein/vae"}))
+
+
+def test_prompts_are_encoded_while_the_denoiser_is_elsewhere(home: Path) -> None:
+    seen: list[tuple[object, object, torch.device]] = []
+
+    class Watching(Flux2KleinInpaintRecipe):
+        def encode_prompt(self, pipe: Any, prompt: Prompt, guidance: float) -> Encoded:
+            seen.append((pipe.transformer, pipe.vae, pipe.device))
+            return super().encode_prompt(pipe, prompt, guidance)
+
+    bundle = tiny_bundle(home)
+    backend = DiffusionBackend((bundle,), ReplicaPlan(name="r"))
+    backend._recipe = Watching(bundle.backend.recipe)
+    backend.load()
+    assert seen == [(None, None, torch.device("cpu"))]
+    assert pipe_of(backend).transformer is not None
 
 
 def test_weights_of_another_family_are_refused(home: Path) -> None:
@@ -173,6 +211,8 @@ def test_weights_of_another_family_are_refused(home: Path) -> None:
     ) as caught:
         loaded(tiny_bundle(home, recipe=other))
     assert "recipe.pipeline" in caught.value.remedy
+    with pytest.raises(BundleInvalid, match="does not load as StableDiffusionInpaintPipeline"):
+        loaded(tiny_bundle(home, recipe={"pipeline": "StableDiffusionInpaintPipeline"}))
 
 
 def test_damaged_weights_are_refused(home: Path, tmp_path: Path) -> None:

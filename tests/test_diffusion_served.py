@@ -23,6 +23,7 @@ from tests.diffusion_requests import (
     loaded,
     paint,
     picture,
+    pipe_of,
     product,
     request,
     tiny_bundle,
@@ -121,6 +122,20 @@ def test_encoders_go_where_only_the_prompt_needs_them_and_no_safety_checker_come
     assert parts.get("text_encoder_2") is None
     assert parts.get("safety_checker") is None
     assert (parts.get("image_encoder") is not None) == name.endswith("-ip")
+
+
+@pytest.mark.parametrize(("by", "is_tiled"), [("diptych", True), ("ip", False)])
+def test_a_diptych_reaches_the_tiling_limit_at_half_the_crop(
+    home: Path, by: str, is_tiled: bool
+) -> None:
+    # A crop is 0.025 MP.
+    bundle = bundle_of(home, f"sd-{by}")
+    speed = bundle.backend.speed.model_copy(update={"vae_tiling_above_megapixels": 0.03})
+    backend = loaded(
+        bundle.model_copy(update={"backend": bundle.backend.model_copy(update={"speed": speed})})
+    )
+    paint(backend, request_of(f"sd-{by}"))
+    assert pipe_of(backend).vae.use_tiling == is_tiled
 
 
 def test_requests_of_one_batch_get_what_they_get_alone(

@@ -82,8 +82,10 @@ class DiffusionBackend:
         self._cap_gib = cap_device_memory(self._num_gpus, context_gib)
         with map_torch_errors():
             dtype = choose_dtype(config.dtype, device)
-            pipe = load_base(self._recipe, config, self._weights, device, dtype)
-            prompts = self._encode_prompts(pipe)
+            pipe = load_base(self._recipe, config, self._weights, dtype)
+            prompts = self._encode_prompts(pipe, device)
+            pipe.to(device)
+            self._recipe.prepare(pipe, self._weights.locate_root)
             adapters = self._load_adapters(pipe)
             # Last: it compiles and quantises what is there by then.
             missing = apply_speed(pipe, self._recipe, config.speed, device)
@@ -92,8 +94,8 @@ class DiffusionBackend:
         products = EncodedProducts(self._recipe, config.product_cache_mib * MIB)
         self._loaded = _Loaded(pipe, pipe.vae.dtype, prompts, products, adapters)
 
-    def _encode_prompts(self, pipe: Any) -> EncodedPrompts:
-        prompts = EncodedPrompts(self._recipe, pipe)
+    def _encode_prompts(self, pipe: Any, device: torch.device) -> EncodedPrompts:
+        prompts = EncodedPrompts(self._recipe, pipe, device)
         for bundle in self._bundles.values():
             prompts.get(_diffusion(bundle).prompt, bundle.guidance)
         if all(_diffusion(b).prompt.drop_text_encoders for b in self._bundles.values()):
@@ -131,7 +133,8 @@ class DiffusionBackend:
         height_px, width_px = first.region_hw.shape
         # Before the products are encoded: what they become follows from the crop's size, too.
         above_megapixels = self._config.speed.vae_tiling_above_megapixels
-        ready_vae(loaded.pipe.vae, loaded.vae_dtype, width_px, height_px, above_megapixels)
+        picture_px = self._recipe.num_panels * width_px * height_px
+        ready_vae(loaded.pipe.vae, loaded.vae_dtype, picture_px > above_megapixels * 1e6)
         prompt = loaded.prompts.get(_diffusion(self._bundles[first.version]).prompt, first.guidance)
         rows = [row for request in batch for row in self._build_rows(loaded, request)]
         painted = []

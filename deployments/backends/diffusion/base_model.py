@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from deployments.backends.diffusion.device import is_out_of_memory
 from deployments.backends.diffusion.recipe import Recipe
-from deployments.recipes import Diffusion
+from deployments.recipes import DiffusionConfig
 from deployments.sources import ModelSource
 from deployments.weights import WeightStore
 from serve.errors import BundleInvalid, OutOfDeviceMemory
@@ -32,56 +33,86 @@ READ_OPTIONS = {"local_files_only": True, "use_safetensors": True}
 
 def load_base(
     recipe: Recipe,
-    config: Diffusion,
+    config: DiffusionConfig,
     weights: WeightStore,
-    device: torch.device,
     dtype: torch.dtype,
 ) -> Any:
-    """Load the pipeline and what its family needs besides.
+    """Load the pipeline into host memory.
 
     Raises:
-        BundleInvalid: the weights cannot be found or do not fit the recipe.
-        OutOfDeviceMemory: the device is too small for it.
+        BundleInvalid: the weights cannot be found, are incomplete or do not fit the recipe.
     """
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     pipeline_class = recipe.pipeline_class()
     folder = weights.locate_pipeline(config.model)
-    parts = _omitted_parts(pipeline_class)
-    if config.transformer is not None:
-        own = _own_denoiser(config.transformer, recipe.denoiser, Path(folder), weights, dtype)
-        parts[recipe.denoiser] = own
+    classes = _component_classes(config.model, Path(folder))
+    if not {"vae", recipe.denoiser} <= set(classes):
+        lacking = LookupError(f"it has {', '.join(sorted(classes))}")
+        raise _refusal(config.model, config.recipe.pipeline, lacking)
+    parts = {
+        **_omitted_parts(pipeline_class),
+        "vae": _load_part(config.model, Path(folder) / "vae", classes["vae"], dtype),
+        recipe.denoiser: _load_denoiser(
+            config, weights, Path(folder) / recipe.denoiser, classes[recipe.denoiser], dtype
+        ),
+    }
     try:
-        pipe = pipeline_class.from_pretrained(folder, dtype=dtype, **READ_OPTIONS, **parts).to(
-            device
-        )
+        pipe = pipeline_class.from_pretrained(folder, dtype=dtype, **READ_OPTIONS, **parts)
     except UNLOADABLE as exc:
-        raise _refusal(config.model, pipeline_class.__name__, exc) from exc
+        raise _refusal(config.model, config.recipe.pipeline, exc) from exc
     pipe.set_progress_bar_config(disable=True)
     # One picture at a time: a batch changes neither what the VAE makes of one nor its peak memory.
     pipe.vae.enable_slicing()
-    recipe.prepare(pipe, weights.locate_root)
     return pipe
 
 
-def _own_denoiser(
-    source: ModelSource, name: str, base: Path, weights: WeightStore, dtype: torch.dtype
-) -> Any:
-    """A fine-tune of the base's denoiser, complete to the last key."""
-    folder = weights.locate(source)
+def _component_classes(source: ModelSource, folder: Path) -> Mapping[str, str]:
+    """diffusers' class by component, as the pipeline was saved.
+
+    Raises:
+        BundleInvalid: not a whole pipeline.
+    """
     try:
-        _, class_name = json.loads((base / "model_index.json").read_text())[name]
+        index = json.loads((folder / "model_index.json").read_text())
+        return {name: value[1] for name, value in index.items() if isinstance(value, list)}
+    except (OSError, ValueError, LookupError) as exc:
+        raise BundleInvalid(
+            f"{source.label} is no diffusers pipeline: {exc}",
+            remedy="model is a folder with model_index.json, as save_pretrained writes it",
+        ) from exc
+
+
+def _load_denoiser(
+    config: DiffusionConfig, weights: WeightStore, own: Path, class_name: str, dtype: torch.dtype
+) -> Any:
+    """The fine-tuned one, where the bundle has one; else the base's own."""
+    if config.transformer is None:
+        return _load_part(config.model, own, class_name, dtype)
+    tuned = Path(weights.locate(config.transformer))
+    return _load_part(config.transformer, tuned, class_name, dtype, is_exact=True)
+
+
+def _load_part(
+    source: ModelSource, folder: Path, class_name: str, dtype: torch.dtype, is_exact: bool = False
+) -> Any:
+    """One component with every weight it needs: diffusers starts missing ones at random.
+
+    Args:
+        is_exact: refuse keys it does not know, too; a base may carry some of an older class.
+    """
+    try:
         model, report = getattr(diffusers, class_name).from_pretrained(
             folder, dtype=dtype, output_loading_info=True, **READ_OPTIONS
         )
     except UNLOADABLE as exc:
-        raise _refusal(source, name, exc) from exc
-    # diffusers starts such weights at random and goes on.
-    wrong = [*report["missing_keys"], *report["unexpected_keys"]]
+        raise _refusal(source, class_name, exc) from exc
+    wrong = [*report["missing_keys"], *(report["unexpected_keys"] if is_exact else ())]
     if wrong:
         raise BundleInvalid(
-            f"{source.label}: {len(wrong)} keys missing or unknown: {', '.join(wrong[:5])}",
-            remedy=f"save the whole {name} with save_pretrained",
+            f"{source.label}: {class_name}: {len(wrong)} keys missing or unknown: "
+            f"{', '.join(wrong[:5])}",
+            remedy="save it whole with save_pretrained",
         )
     return model
 
@@ -102,10 +133,8 @@ def _refusal(source: ModelSource, what: str, exc: Exception) -> BundleInvalid | 
     )
 
 
-def ready_vae(
-    vae: Any, dtype: torch.dtype, width_px: int, height_px: int, above_megapixels: float
-) -> None:
-    """Set it up for one batch: in tiles if the crop is above the limit, else whole.
+def ready_vae(vae: Any, dtype: torch.dtype, in_tiles: bool) -> None:
+    """Set it up for one batch.
 
     Args:
         dtype: the one it was loaded in. SDXL's pipeline raises it for the time of a decode, and
@@ -113,7 +142,7 @@ def ready_vae(
     """
     if vae.dtype != dtype:
         vae.to(dtype)
-    if width_px * height_px > above_megapixels * 1e6:
+    if in_tiles:
         vae.enable_tiling()
     else:
         vae.disable_tiling()

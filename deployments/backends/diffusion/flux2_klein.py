@@ -22,6 +22,7 @@ class Flux2KleinInpaintRecipe:
 
     text_encoders: tuple[str, ...] = ("text_encoder",)
     denoiser = "transformer"
+    num_panels = 1
 
     def __init__(self, config: Flux2KleinInpaint):
         self._config = config

@@ -23,6 +23,7 @@ class FluxFillRecipe:
 
     text_encoders: tuple[str, ...] = TEXT_ENCODERS
     denoiser = "transformer"
+    num_panels = 2
 
     def __init__(self, config: FluxFill):
         self._config = config

@@ -27,6 +27,7 @@ class FluxKontextInpaintRecipe:
 
     text_encoders: tuple[str, ...] = TEXT_ENCODERS
     denoiser = "transformer"
+    num_panels = 1
 
     def __init__(self, config: FluxKontextInpaint):
         self._config = config
@@ -82,6 +83,7 @@ class FluxKontextRecipe:
 
     text_encoders: tuple[str, ...] = TEXT_ENCODERS
     denoiser = "transformer"
+    num_panels = 1
 
     def __init__(self, config: FluxKontext):
         self._config = config

@@ -28,6 +28,7 @@ class _Qwen:
 
     text_encoders: tuple[str, ...] = ()
     denoiser = "transformer"
+    num_panels = 1  # it brings whatever it is given to one megapixel
 
     def prepare(self, pipe: Any, locate: Callable[[Any], str]) -> None: ...
 

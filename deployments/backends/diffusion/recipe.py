@@ -50,6 +50,8 @@ class Recipe(Protocol):
     """Components that only `encode_prompt` needs, freed afterwards where the bundle says so."""
     denoiser: str
     """The component that steps: `transformer` or `unet`."""
+    num_panels: int
+    """Crops side by side in what the VAE decodes: 2 for a diptych."""
 
     def pipeline_class(self) -> Any:
         """The diffusers class; imported here, so that a bundle's other families cost nothing."""

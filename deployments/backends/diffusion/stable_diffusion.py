@@ -32,6 +32,7 @@ class _StableDiffusion:
     def __init__(self, config: StableDiffusionInpaint | StableDiffusionXLInpaint):
         self._strength = config.strength
         self._adapter = config.product if isinstance(config.product, ProductAsIpAdapter) else None
+        self.num_panels = 2 if self._adapter is None else 1
 
     def prepare(self, pipe: Any, locate: Callable[[Any], str]) -> None:
         num_channels = pipe.unet.config.in_channels
@@ -53,9 +54,7 @@ class _StableDiffusion:
         picture = Image.fromarray(letterbox(product_hwc, side_px, side_px))
         # Both halves always: which guidance a later request wants is not known here.
         with torch.no_grad():
-            (embeds,) = pipe.prepare_ip_adapter_image_embeds(
-                picture, None, pipe.unet.device, 1, True
-            )
+            (embeds,) = pipe.prepare_ip_adapter_image_embeds(picture, None, pipe.device, 1, True)
         without, with_product = embeds.chunk(2)
         return {"without": without, "with": with_product}
 
@@ -130,7 +129,7 @@ class StableDiffusionInpaintRecipe(_StableDiffusion):
     def encode_prompt(self, pipe: Any, prompt: Prompt, guidance: float) -> Encoded:
         with torch.no_grad():
             embeds, negative = pipe.encode_prompt(
-                prompt.text, pipe.unet.device, 1, True, prompt.negative or None
+                prompt.text, pipe.device, 1, True, prompt.negative or None
             )
         return {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
 
@@ -153,7 +152,7 @@ class StableDiffusionXLInpaintRecipe(_StableDiffusion):
         with torch.no_grad():
             embeds, negative, pooled, negative_pooled = pipe.encode_prompt(
                 prompt.text,
-                device=pipe.unet.device,
+                device=pipe.device,
                 do_classifier_free_guidance=True,
                 # None, not an empty text, is what SDXL was trained with: zeros.
                 negative_prompt=prompt.negative or None,
