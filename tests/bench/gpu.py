@@ -156,9 +156,12 @@ def run_packed(
         )
         for cell in cells
     ]
-    ready = [Path(f"{start_file}.{process.pid}") for process in processes]
     give_up_s = time.monotonic() + CELL_TIMEOUT_S
-    while not all(file.exists() for file in ready) and time.monotonic() < give_up_s:
+    while time.monotonic() < give_up_s and not all(
+        # One that died while it loaded keeps nobody waiting.
+        Path(f"{start_file}.{process.pid}").exists() or process.poll() is not None
+        for process in processes
+    ):
         time.sleep(0.1)
     start_file.touch()
     answers: list[dict[str, Any]] = []
