@@ -8,7 +8,7 @@ import yaml
 
 from deployments.bundle import Bundle, bundle_path, load_bundle
 from deployments.measured import Footprint, Peak, save_footprint
-from deployments.placement import Placement
+from deployments.packing.placement import Placement
 from serve.config import FamilyConfig, load_yaml
 
 L4 = "NVIDIA L4"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from deployments.bundle import load_family
-from deployments.demand import collect_demands
 from deployments.measured import ServiceTime, Shape
+from deployments.packing.demand import collect_demands
 from serve.errors import ConfigError, PackingImpossible
 from serve.settings import CONFIGS_DIR
 from tests.measured_family import (

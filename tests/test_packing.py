@@ -10,11 +10,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.binpacking.bounds import lower_bound
-from deployments.binpacking.solve import pack_bins
-from deployments.demand import Demand, Need
-from deployments.packing import PackingPlan, plan_packing, with_planned_resources
-from deployments.placement import UNITS, Placement
+from deployments.packing.bins.bounds import lower_bound
+from deployments.packing.bins.solve import pack_bins
+from deployments.packing.demand import Demand, Need
+from deployments.packing.placement import UNITS, Placement
+from deployments.packing.planner import PackingPlan, plan_packing, with_planned_resources
 from serve.config import FamilyConfig, load_yaml
 from serve.errors import ConfigError, PackingImpossible
 from serve.settings import CONFIGS_DIR

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from deployments.bundle import load_bundle, load_family
 from deployments.measured import load_footprints
 from deployments.options import expert_options, group_experts
-from deployments.plan_file import read_plan
+from deployments.packing.plan_file import read_plan
 from serve.cli import main
 from serve.commands.drawing import Box, Drawing, Words, fit_words, to_png, to_svg
 from serve.commands.plan import plan

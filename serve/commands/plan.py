@@ -12,16 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from deployments.bundle import load_family
-from deployments.demand import CpuReplicas, Demands, collect_demands
-from deployments.packing import (
+from deployments.packing.demand import CpuReplicas, Demands, collect_demands
+from deployments.packing.placement import Placement
+from deployments.packing.plan_file import read_plan, write_plan
+from deployments.packing.planner import (
     PackingPlan,
     PlannedGpu,
     Share,
     plan_packing,
     with_planned_resources,
 )
-from deployments.placement import Placement
-from deployments.plan_file import read_plan, write_plan
 from serve.commands.console import Family, out
 from serve.commands.drawing import Drawing, to_html, to_png, to_svg
 from serve.commands.plan_picture import choose_colours, draw_plan

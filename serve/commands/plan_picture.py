@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from deployments.demand import CpuReplicas
-from deployments.packing import PackingPlan, PlannedGpu, Share
+from deployments.packing.demand import CpuReplicas
+from deployments.packing.planner import PackingPlan, PlannedGpu, Share
 from serve.commands.drawing import Box, Drawing, Words, fit_words, words_width
 from serve.messages import EXPERTS
 

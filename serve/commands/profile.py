@@ -12,8 +12,8 @@ from rich.table import Table
 from deployments.backends.base import Backend
 from deployments.backends.registry import create_backend
 from deployments.bundle import Bundle, Size, bundle_path, load_bundle
-from deployments.demand import largest_size
 from deployments.measured import Footprint, Shape, save_footprint
+from deployments.packing.demand import largest_size
 from deployments.recipes import Diffusion
 from serve.commands.console import Family, err, out
 from serve.config import FamilyConfig, ReplicaPlan, VersionId, load_yaml

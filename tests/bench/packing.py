@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.demand import Demand, Need
-from deployments.packing import PackingPlan, plan_packing
-from deployments.placement import UNITS, Gpus, Node, Placement
+from deployments.packing.demand import Demand, Need
+from deployments.packing.placement import UNITS, Gpus, Node, Placement
+from deployments.packing.planner import PackingPlan, plan_packing
 from serve.messages import EXPERTS
 
 Parts = NDArray[np.float64]

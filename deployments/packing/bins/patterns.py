@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import csc_array
 
-from deployments.binpacking.bounds import Sizes
-from deployments.binpacking.greedy import Bins, pack_best_fit, pack_fullest
+from deployments.packing.bins.bounds import Sizes
+from deployments.packing.bins.greedy import Bins, pack_best_fit, pack_fullest
 
 MAX_GROUPS = 128
 MAX_ROUNDS = 25

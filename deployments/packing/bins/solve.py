@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from deployments.binpacking.bounds import Sizes, lower_bound
-from deployments.binpacking.greedy import Bins, pack_best_fit, pack_fullest
-from deployments.binpacking.patterns import pack_patterns
+from deployments.packing.bins.bounds import Sizes, lower_bound
+from deployments.packing.bins.greedy import Bins, pack_best_fit, pack_fullest
+from deployments.packing.bins.patterns import pack_patterns
 
 # Within this of the bound nothing slower is tried.
 GOOD_ENOUGH = 1.01

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.binpacking.bounds import Sizes
+from deployments.packing.bins.bounds import Sizes
 
 Bins = list[list[int]]
 """Per bin, the positions in `sizes` of what it holds."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deployments.binpacking.bounds import lower_bound
-from deployments.binpacking.solve import pack_bins
-from deployments.board import Board
-from deployments.demand import Demand
-from deployments.division import divide_by_kind
-from deployments.placement import UNITS, Gpu, Placement
+from deployments.packing.bins.bounds import lower_bound
+from deployments.packing.bins.solve import pack_bins
+from deployments.packing.board import Board
+from deployments.packing.demand import Demand
+from deployments.packing.division import divide_by_kind
+from deployments.packing.placement import UNITS, Gpu, Placement
 from serve.config import FamilyConfig, VersionId
 from serve.errors import PackingImpossible
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import yaml
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from deployments.packing import PackingPlan, PlannedGpu, Share
-from deployments.placement import UNITS, Gpu
+from deployments.packing.placement import UNITS, Gpu
+from deployments.packing.planner import PackingPlan, PlannedGpu, Share
 from serve.config import Config, VersionId, load_yaml
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.binpacking.bounds import Sizes
-from deployments.demand import Demand
-from deployments.placement import UNITS, Gpu, Placement
+from deployments.packing.bins.bounds import Sizes
+from deployments.packing.demand import Demand
+from deployments.packing.placement import UNITS, Gpu, Placement
 
 NOWHERE = -1
 NEVER = UNITS + 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from deployments.bundle import Bundle, Size
 from deployments.measured import Footprint, find_footprint, load_footprints
-from deployments.placement import UNITS, Placement
+from deployments.packing.placement import UNITS, Placement
 from deployments.recipes import Diffusion
 from serve.config import Autoscaling, Deployed, FamilyConfig, VersionId
 from serve.errors import ConfigError, PackingImpossible

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deployments.binpacking.bounds import Sizes
-from deployments.binpacking.greedy import pack_best_fit
-from deployments.board import Board
+from deployments.packing.bins.bounds import Sizes
+from deployments.packing.bins.greedy import pack_best_fit
+from deployments.packing.board import Board
 
 Division = list[tuple[int, Sizes]]
 """Replicas by kind of GPU."""

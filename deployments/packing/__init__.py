@@ -1,0 +1,1 @@
+"""Which replica on which GPU with which share: what was measured, against what there is."""
