@@ -26,9 +26,15 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(CONFIGS_DIR / "experts", folder / "experts")
     (folder / "experts/top.noop.yaml").write_text(f"expert: top\nname: noop\n{NOOP}")
     # Imported here: the tests that need no weights start without torch.
-    from tests.tiny.family import SHARED_BASE, lora_lines, write_lora_experts
+    from tests.tiny.family import (
+        SHARED_BASE,
+        lora_lines,
+        write_lora_experts,
+        write_parsed_expert,
+    )
 
     write_lora_experts(folder)
+    write_parsed_expert(folder)
     lines = (CONFIGS_DIR / "family.yaml").read_text() + "  - version: top@noop\n"
     (folder / "family.yaml").write_text(SHARED_BASE + lines + lora_lines())
     return folder / "family.yaml"

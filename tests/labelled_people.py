@@ -26,6 +26,22 @@ COLOURS: dict[Part, tuple[int, int, int]] = {
     Part.BAG: (90, 200, 220),
 }
 """Far enough from each other that the nearest colour tells the part."""
+# As fashn-human-parser spells them, in an order of our own.
+NAMES = {
+    Part.BACKGROUND: "background",
+    Part.HAIR: "hair",
+    Part.FACE: "face",
+    Part.GLASSES: "glasses",
+    Part.TOP: "top",
+    Part.DRESS: "dress",
+    Part.SKIRT: "skirt",
+    Part.PANTS: "pants",
+    Part.SHOE: "feet",
+    Part.ARM: "arms",
+    Part.LEG: "legs",
+    Part.BAG: "bag",
+}
+LABELS = {NAMES[part]: COLOURS[part] for part in NAMES}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from PIL import Image
 from serve.client import Client, TryOn
 from serve.demo.cases import DemoCase, demo_cases
 from serve.schemas import TryOnOptions
+from tests.labelled_people import draw_labels, paint
+from tests.pictures import encoded
 
 pytestmark = pytest.mark.ray
 CASES = {case.expert: case for case in demo_cases()}
@@ -67,3 +69,12 @@ def test_two_arms_of_one_expert_serve_side_by_side(api: Client) -> None:
 def test_models_lists_both_arms(api: Client) -> None:
     states = {model.version: model.state for model in api.models().models}
     assert states["eye@1"] == states["eye@lora"] == "ready"
+
+
+def test_region_is_found_by_the_masker_the_bundle_names(api: Client) -> None:
+    person = np.repeat(np.repeat(paint(draw_labels()), 2, axis=0), 2, axis=1)
+    product = CASES["top"].product_path.read_bytes()
+    options = TryOnOptions(expert="top", version="parsed", format="png")
+    receipt = api.tryon(options, encoded(person), product).receipt
+    assert receipt.masker.startswith("parsing/parser+")
+    assert (receipt.backend, receipt.outside.max_abs_diff) == ("inpaint", 0)

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import SecretStr
 from starlette.responses import JSONResponse, Response
+from starlette.testclient import TestClient
 
 from deployments.backends.hosted.backend import HostedBackend
 from deployments.backends.hosted.openai import choose_frame
@@ -26,8 +28,11 @@ from serve.errors import (
     UpstreamFailed,
 )
 from serve.messages import Expert, ExpertReply, ExpertRequest, Landmarks
+from serve.schemas import TryOnAnswer
 from serve.settings import Settings
+from tests.fakes import build_local_api
 from tests.hosted_apis import KEY, HostedApis, picture, serve_apis
+from tests.pictures import box_mask, encoded, photo
 
 REGION = np.zeros((96, 64), np.uint8)
 REGION[20:60, 10:40] = 255
@@ -294,3 +299,47 @@ def test_expert_the_api_does_not_do_and_a_missing_key_stop_the_start() -> None:
     backend._settings = Settings()
     with pytest.raises(BundleInvalid, match="SM4LL_FASHN_API_KEY"):
         backend.load()
+
+
+FAMILY = "experts:\n  - version: top@hosted\n"
+BUNDLE = """
+expert: top
+name: hosted
+title: FASHN, to compare with
+status: benchmark
+licence: {{name: terms of service, commercial_use: true}}
+backend:
+  kind: hosted
+  poll_s: 0.01
+  provider: {{api: fashn, base_url: "{url}"}}
+"""
+
+
+def test_hosted_arm_answers_over_http_exact_outside_with_its_price_in_the_receipt(
+    server: tuple[str, HostedApis],
+    apis: HostedApis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SM4LL_FASHN_API_KEY", KEY)
+    (tmp_path / "experts").mkdir()
+    (tmp_path / "experts/top.hosted.yaml").write_text(BUNDLE.format(url=server[0]))
+    (tmp_path / "family.yaml").write_text(FAMILY)
+    person = photo(320, 240)
+    files = {
+        "person": encoded(person),
+        "product": encoded(photo(100, 80)),
+        "mask": encoded(box_mask(320, 240)),
+    }
+    with TestClient(build_local_api(tmp_path / "family.yaml")) as client:
+        response = client.post(
+            "/v1/tryon",
+            data={"expert": "top", "format": "png"},
+            files=files,
+            headers={"Accept": "application/json"},
+        )
+    assert response.status_code == 200, response.text
+    receipt = TryOnAnswer.model_validate_json(response.content).receipt
+    assert receipt.outside.max_abs_diff == 0
+    assert receipt.upstream is not None
+    assert (receipt.upstream.provider, receipt.upstream.credits) == ("fashn", 1.0)

@@ -34,26 +34,9 @@ from serve.errors import (
 from serve.messages import EXPERTS, Expert, SegmentReply, SegmentRequest, UInt8Array
 from serve.schemas import TryOnAnswer
 from tests.fakes import build_local_api
-from tests.labelled_people import COLOURS, Pose, draw_labels, paint
+from tests.labelled_people import COLOURS, LABELS, Pose, draw_labels, paint
 from tests.pictures import encoded, photo
 from tests.tiny.segformer import build_segformer, write_preprocessing
-
-# As fashn-human-parser spells them, in an order of our own.
-NAMES = {
-    Part.BACKGROUND: "background",
-    Part.HAIR: "hair",
-    Part.FACE: "face",
-    Part.GLASSES: "glasses",
-    Part.TOP: "top",
-    Part.DRESS: "dress",
-    Part.SKIRT: "skirt",
-    Part.PANTS: "pants",
-    Part.SHOE: "feet",
-    Part.ARM: "arms",
-    Part.LEG: "legs",
-    Part.BAG: "bag",
-}
-LABELS = {NAMES[part]: COLOURS[part] for part in NAMES}
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,9 @@ from pathlib import Path
 import yaml
 
 from serve.messages import EXPERTS
+from tests.labelled_people import LABELS
 from tests.tiny.klein import build_klein, build_klein_lora
+from tests.tiny.segformer import build_segformer
 
 SHARED_BASE = "shared:\n  - name: klein\n    autoscaling: {max_replicas: 1}\n"
 
@@ -18,6 +20,14 @@ def write_lora_experts(folder: Path) -> None:
         bundle = lora_bundle(expert)
         path = folder / "experts" / f"{expert}.lora.yaml"
         path.write_text(yaml.safe_dump(bundle, sort_keys=False))
+
+
+def write_parsed_expert(folder: Path) -> None:
+    """`top@parsed`: the same LoRA, its region found by a tiny human parser of drawn people."""
+    build_segformer(folder / "models/parser", LABELS)
+    masker = {"kind": "parsing", "model": {"path": "../models/parser"}}
+    bundle = {**lora_bundle("top"), "name": "parsed", "masker": masker}
+    (folder / "experts/top.parsed.yaml").write_text(yaml.safe_dump(bundle, sort_keys=False))
 
 
 def lora_bundle(expert: str) -> dict[str, object]:
@@ -43,4 +53,5 @@ def lora_bundle(expert: str) -> dict[str, object]:
 
 def lora_lines() -> str:
     """The lines of the family's experts, all on SHARED_BASE."""
-    return "".join(f"  - version: {expert}@lora\n    shared: klein\n" for expert in EXPERTS)
+    versions = [*(f"{expert}@lora" for expert in EXPERTS), "top@parsed"]
+    return "".join(f"  - version: {version}\n    shared: klein\n" for version in versions)
