@@ -150,8 +150,14 @@ class ExpertReplica:
         # One thread: backends are not thread-safe, and the loop stays free for health checks.
         self._thread = DeviceThread(plan.name)
         self._batcher = Batcher(self._thread.submit, self._painter.generate)
-        # On that thread too: what a compiler records belongs to the thread that recorded it.
-        self._thread.run(lambda: self._start(bundles))
+        try:
+            # On that thread too: what a compiler records belongs to the thread that recorded it.
+            self._thread.run(lambda: self._start(bundles))
+        except Sm4llError as exc:
+            if exc.remedy:
+                # Serve keeps the text of a failed start, and nothing else of it.
+                exc.add_note(f"What helps: {exc.remedy}")
+            raise
 
     def _start(self, bundles: tuple[Bundle, ...]) -> None:
         """Raises whatever must keep Serve from calling this replica ready."""

@@ -5,6 +5,7 @@ Ray reads its flags when it is imported: `serve.settings.export_ray_flags` comes
 
 import contextlib
 import io
+import itertools
 import logging
 import os
 import socket
@@ -111,11 +112,22 @@ class LocalCluster:
 
 def _reasons(message: str, deployments: Mapping[str, object]) -> str:
     failed = [
-        f"{name}: {getattr(d, 'message', '')}"
+        f"{name}: {shorten_traceback(text)}"
         for name, d in deployments.items()
-        if getattr(d, "message", "")
+        if (text := str(getattr(d, "message", "")))
     ]
-    return "\n".join([message, *failed])
+    return "\n".join(failed or [shorten_traceback(message)])
+
+
+def shorten_traceback(text: str) -> str:
+    """What was raised and what helps, without the way there; other texts as they are."""
+    if "Traceback (most recent call last)" not in text:
+        return text
+    raised = itertools.takewhile(
+        lambda line: line and not line[0].isspace(), reversed(text.rstrip().splitlines())
+    )
+    lines = [line for line in reversed(list(raised)) if not line.startswith("Traceback")]
+    return "\n".join(lines) or text
 
 
 def _require_free_port(host: str, port: int) -> None:

@@ -1,0 +1,23 @@
+"""What a person reads when the family does not start."""
+
+import traceback
+
+from serve.errors import BundleInvalid
+from serve.local import shorten_traceback
+
+
+def test_failed_start_says_what_was_raised_and_what_helps() -> None:
+    try:
+        error = BundleInvalid("eye@2 does not reproduce its golden sample")
+        error.add_note("What helps: sm4ll experts freeze eye@2")
+        raise error
+    except BundleInvalid:
+        text = f"The deployment failed to start 3 times.\n{traceback.format_exc()}"
+    assert shorten_traceback(text) == (
+        "serve.errors.BundleInvalid: eye@2 does not reproduce its golden sample\n"
+        "What helps: sm4ll experts freeze eye@2"
+    )
+
+
+def test_text_without_a_traceback_stays_as_it_is() -> None:
+    assert shorten_traceback("no GPU\n  in the cluster") == "no GPU\n  in the cluster"
