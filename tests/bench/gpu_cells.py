@@ -12,10 +12,11 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from deployments.backends.diffusion.quality import measure_quality
 from PIL import Image
 
 from deployments.backends.base import Backend
+from deployments.backends.diffusion.quality import measure_quality
+from deployments.backends.diffusion.registry import create_recipe
 from deployments.backends.registry import create_backend
 from deployments.bundle import Bundle, Canvas, Crop, Licence, Product
 from deployments.recipes import (
@@ -43,6 +44,7 @@ RECIPES = {
     "sdxl": StableDiffusionXLInpaint(),
     "klein": Flux2KleinInpaint(),
 }
+PROMPT = Prompt(text="the person wears the top of the second picture")
 MAX_GREEDY_ROWS = 16
 
 
@@ -76,7 +78,7 @@ def bundle(cell: Cell, folder: Path, adapter: str | None = None) -> Bundle:
         backend=InpaintConfig(
             model=source,
             adapter=lora,
-            prompt=Prompt(text="the person wears the top of the second picture"),
+            prompt=PROMPT,
             speed=speed,
             max_batch_size=16,
             recipe=RECIPES[cell.model],
@@ -198,8 +200,10 @@ def stock_arguments(cell: Cell, pipe: Any) -> dict[str, Any]:
     asked = request(cell, "top@bench", 0)
     crop, region = Image.fromarray(asked.crop_hwc), Image.fromarray(asked.region_hw)
     product = Image.fromarray(asked.product_hwc[..., :3])
+    # Embeddings by the pipeline's own encoder, under its own argument names; the encoders then go.
+    recipe = create_recipe(RECIPES[cell.model])
     arguments: dict[str, Any] = {
-        "prompt": "the person wears the top of the second picture",
+        **recipe.encode_prompt(pipe, PROMPT, asked.guidance),
         "num_inference_steps": asked.num_steps,
         "guidance_scale": asked.guidance,
         "strength": 1.0,
