@@ -32,7 +32,7 @@ versions.command()(experts.freeze)
 app.add_typer(versions, name="experts")
 
 benches = typer.Typer(help="Measure; every figure is a ratio within one run.", no_args_is_help=True)
-for measure in (bench.gateway, bench.experts, bench.packing, bench.gpu):
+for measure in (bench.gateway, bench.experts, bench.adapters, bench.packing, bench.gpu):
     benches.command()(measure)
 app.add_typer(benches, name="bench")
 

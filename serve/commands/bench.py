@@ -44,6 +44,11 @@ def gpu(
     _run("gpu", "--seconds", str(seconds), "--models", models, *flags, output=output)
 
 
+def adapters(output: Output = None) -> None:
+    """Seven LoRA experts on one base beside seven of their own: memory, and time per swap."""
+    _run("adapters", output=output)
+
+
 def packing(output: Output = None) -> None:
     """The planner at 1,000 versions on 1,000 GPUs: seconds, and GPUs against the lower bound."""
     _run("packing", output=output)

@@ -224,7 +224,7 @@ def measure_swap(cell: Cell, folder: Path, seconds: float) -> dict[str, Any]:
     """Pictures by one adapter, then by two in turn; the difference is the swap."""
     for seed, name in enumerate(("a", "b")):
         if not (folder / name).exists():
-            build_klein_lora(folder / name, seed, cell.tiny)
+            build_klein_lora(folder / name, seed, "tiny" if cell.tiny else "real")
     bundles = tuple(bundle(cell, folder, name) for name in ("a", "b"))
     backend = load(bundles)
 

@@ -53,19 +53,24 @@ def fill(build: Callable[[], Any], dtype: torch.dtype) -> Any:
     return module.to("cpu").eval()
 
 
-def klein_transformer(tiny: bool = False) -> Flux2Transformer2DModel:
-    """FLUX.2 klein 4B: 3.876 billion parameters (black-forest-labs/FLUX.2-klein-4B config)."""
-    if tiny:
-        size = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2}
-    else:
-        size = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24}
+KLEIN_SIZES = {
+    # 3.876 billion parameters: black-forest-labs/FLUX.2-klein-4B config.
+    "real": {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24},
+    # A large enough share of a process to be seen in its memory, on a laptop.
+    "small": {"num_layers": 2, "num_single_layers": 4, "num_attention_heads": 8},
+    "tiny": {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2},
+}
+
+
+def klein_transformer(size: str) -> Flux2Transformer2DModel:
+    """FLUX.2 klein's denoiser at one of KLEIN_SIZES."""
     return Flux2Transformer2DModel(
         in_channels=128,
         attention_head_dim=128,
         joint_attention_dim=7680,
         axes_dims_rope=(32, 32, 32, 32),
         guidance_embeds=False,
-        **size,
+        **KLEIN_SIZES[size],
     )
 
 
@@ -73,7 +78,8 @@ def flux2_vae(tiny: bool) -> AutoencoderKLFlux2:
     return AutoencoderKLFlux2(block_out_channels=(32,) * 4) if tiny else AutoencoderKLFlux2()
 
 
-def build_klein(folder: Path, tiny: bool = False) -> None:
+def build_klein(folder: Path, tiny: bool = False, size: str = "") -> None:
+    size = size or ("tiny" if tiny else "real")
     tokenizer = build_tokenizer()
     text_encoder = Qwen3ForCausalLM(
         Qwen3Config(
@@ -88,19 +94,19 @@ def build_klein(folder: Path, tiny: bool = False) -> None:
     )
     Flux2KleinInpaintPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=fill(lambda: flux2_vae(tiny), torch.bfloat16),
+        vae=fill(lambda: flux2_vae(size != "real"), torch.bfloat16),
         text_encoder=text_encoder.to(torch.bfloat16),
         tokenizer=tokenizer,
-        transformer=fill(lambda: klein_transformer(tiny), torch.bfloat16),
+        transformer=fill(lambda: klein_transformer(size), torch.bfloat16),
         is_distilled=True,
     ).save_pretrained(folder)
 
 
-def build_klein_lora(folder: Path, seed: int, tiny: bool = False) -> None:
+def build_klein_lora(folder: Path, seed: int, size: str = "real") -> None:
     """A rank-16 LoRA over the attention of that transformer."""
     torch.manual_seed(seed)
     with torch.device("meta"):
-        transformer = klein_transformer(tiny).to(torch.bfloat16)
+        transformer = klein_transformer(size).to(torch.bfloat16)
         targets = ["to_q", "to_k", "to_v", "to_out.0"]
         rank = KLEIN_LORA_RANK
         transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
