@@ -36,9 +36,13 @@ def sm4ll(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(
-    "command", ["up", "down", "tryon", "experts", "demo", "bench gateway", "version"]
+COMMANDS = (
+    *("up", "down", "tryon", "demo", "prepare", "profile", "plan", "experts", "experts freeze"),
+    *("bench gateway", "bench experts", "bench adapters", "bench packing", "bench gpu", "version"),
 )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     answer = sm4ll(*command.split(), "--help")
     assert answer.returncode == 0
