@@ -5,6 +5,7 @@ from collections.abc import Callable
 from deployments.backends.base import Backend
 from deployments.backends.noop import NoopBackend
 from deployments.bundle import Bundle
+from deployments.extras import needing_weights
 from serve.config import ReplicaPlan
 from serve.errors import BundleInvalid
 from serve.settings import Settings
@@ -56,5 +57,11 @@ BACKENDS: dict[str, Callable[[Bundles, ReplicaPlan], Backend]] = {
 
 
 def create_backend(bundles: Bundles, plan: ReplicaPlan) -> Backend:
-    """Build the backend of one replica's versions; `load` is the caller's."""
-    return BACKENDS[bundles[0].backend.kind](bundles, plan)
+    """Build the backend of one replica's versions; `load` is the caller's.
+
+    Raises:
+        BundleInvalid: a library it needs is not installed, or the versions cannot share a base.
+    """
+    kind = bundles[0].backend.kind
+    with needing_weights(f"backend {kind}"):
+        return BACKENDS[kind](bundles, plan)

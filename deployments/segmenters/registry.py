@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from deployments.extras import needing_weights
 from deployments.maskers import LandmarksMasker, MaskerConfig, MattingMasker, ParsingMasker
 from deployments.segmenters.base import Segmenter, SegmenterPlan
 
@@ -43,5 +44,10 @@ SEGMENTERS: dict[str, Callable[[MaskerConfig, SegmenterPlan], Segmenter]] = {
 
 
 def create_segmenter(masker: MaskerConfig, plan: SegmenterPlan) -> Segmenter:
-    """Build the segmenter of one masker; `load` is the caller's."""
-    return SEGMENTERS[masker.kind](masker, plan)
+    """Build the segmenter of one masker; `load` is the caller's.
+
+    Raises:
+        BundleInvalid: a library it needs is not installed.
+    """
+    with needing_weights(f"masker {masker.kind}"):
+        return SEGMENTERS[masker.kind](masker, plan)
