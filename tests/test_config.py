@@ -5,8 +5,10 @@ from pydantic import TypeAdapter
 
 from deployments.backends.registry import BACKENDS
 from deployments.bundle import bundle_path, load_bundle, load_family
+from deployments.maskers import ClassicalMasker, ParsingMasker
 from deployments.recipes import BackendConfig
 from deployments.segmenters.registry import SEGMENTERS
+from deployments.sources import ModelSource
 from serve.config import FamilyConfig, load_yaml
 from serve.errors import ConfigError
 from serve.messages import EXPERTS
@@ -84,3 +86,104 @@ def test_fingerprint_changes_with_anything_the_bundle_pins(tmp_path: Path) -> No
     assert plain.fingerprint == load_bundle(tmp_path / "eye.2.yaml").fingerprint
     wider = load_bundle(write_bundle(tmp_path / "eye.2.yaml", "crop: {context: 2.0}\n"))
     assert wider.fingerprint != plain.fingerprint
+
+
+def write_family(folder: Path, bundles: dict[str, str], text: str) -> Path:
+    (folder / "experts").mkdir()
+    for version, extra in bundles.items():
+        expert, _, name = version.partition("@")
+        (folder / f"experts/{expert}.{name}.yaml").write_text(
+            f"expert: {expert}\nname: '{name}'\ntitle: t\nstatus: alpha\n{extra}"
+        )
+    (folder / "family.yaml").write_text(text)
+    return folder / "family.yaml"
+
+
+NONCOMMERCIAL = "licence: {name: FLUX.1-dev, commercial_use: false}\n"
+COMMERCIAL = "licence: {name: Apache-2.0, commercial_use: true}\n"
+
+
+def test_noncommercial_version_stops_the_start_unless_the_deployment_allows_it(
+    tmp_path: Path,
+) -> None:
+    line = "experts: [{version: eye@2}]\n"
+    path = write_family(tmp_path, {"eye@2": NONCOMMERCIAL}, line)
+    with pytest.raises(ConfigError, match=r"eye@2 is under FLUX\.1-dev") as caught:
+        load_family(path)
+    assert "allow_noncommercial: true" in str(caught.value)
+    path.write_text("experts: [{version: eye@2, allow_noncommercial: true}]\n")
+    assert not load_family(path)[1]["eye@2"].licence.commercial_use
+
+
+KLEIN = """
+backend:
+  kind: inpaint
+  model: {path: klein}
+  prompt: {text: the person wears it}
+  adapter: {source: {path: %s}}
+  max_batch_size: %d
+  recipe: {pipeline: Flux2KleinInpaintPipeline}
+product: {canvas: {size: [64, 64]}}
+"""
+SHARED = """
+shared: [{name: klein}]
+experts: [{version: eye@2, shared: klein}, {version: top@2, shared: klein}]
+"""
+
+
+def test_versions_that_differ_in_their_adapter_share_replicas(tmp_path: Path) -> None:
+    bundles = {"eye@2": COMMERCIAL + KLEIN % ("a", 4), "top@2": COMMERCIAL + KLEIN % ("b", 4)}
+    family, _ = load_family(write_family(tmp_path, bundles, SHARED))
+    assert family.replicas_of(family.experts[1]) is family.shared[0]
+
+
+def test_versions_on_different_bases_cannot_share_replicas(tmp_path: Path) -> None:
+    bundles = {"eye@2": COMMERCIAL + KLEIN % ("a", 4), "top@2": COMMERCIAL + KLEIN % ("b", 2)}
+    with pytest.raises(ConfigError, match="top@2 and eye@2 cannot share replicas"):
+        load_family(write_family(tmp_path, bundles, SHARED))
+
+
+def test_version_without_a_base_cannot_share_replicas(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="eye@2 has no base to share"):
+        load_family(write_family(tmp_path, {"eye@2": COMMERCIAL, "top@2": COMMERCIAL}, SHARED))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("shared: [{name: a}]\nexperts: [{version: eye@1}]\n", "named on one side only: a"),
+        ("experts: [{version: eye@1, shared: a}]\n", "named on one side only: a"),
+        (
+            "shared: [{name: a}]\n"
+            "experts: [{version: eye@1, shared: a, resources: {num_gpus: 1}}]\n",
+            "resources belongs to the shared replicas",
+        ),
+    ],
+)
+def test_sharing_that_does_not_add_up_is_named(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "family.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=named):
+        load_yaml(tmp_path / "family.yaml", FamilyConfig)
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        ("masker: {kind: matting, model: {path: m}}\n", "a matting masker finds bg only"),
+        (KLEIN.replace("product: {canvas: {size: [64, 64]}}", "") % ("a", 4), "product.canvas"),
+        ("masker: {kind: parsing, model: {repo: a/b}}\n", "revision of 40 hex digits"),
+        ("masker: {kind: parsing, model: {repo: a/b, path: c}}\n", "say either path or repo"),
+    ],
+)
+def test_bundle_that_cannot_serve_is_refused_when_it_is_read(
+    tmp_path: Path, extra: str, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load_bundle(write_bundle(tmp_path / "eye.2.yaml", extra))
+
+
+def test_masker_id_is_the_same_for_what_one_deployment_can_find() -> None:
+    parser = ParsingMasker(model=ModelSource(path=Path("parser")))
+    assert parser.id == parser.model_copy(update={"dilation": 0.2}).id
+    assert parser.id != parser.model_copy(update={"hull": False}).id
+    assert ClassicalMasker(dilation=0.3).id == "classical"
