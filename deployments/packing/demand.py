@@ -257,5 +257,5 @@ def _not_measured(
             lines.append(f"{bundle.version} {where}: what it needs on {kinds} is not known")
     if not lines:
         lines = [f"{_names(members)} were not measured on one and the same kind of GPU"]
-    commands = "; ".join(f"`sm4ll profile {bundle.version}`" for bundle in members)
-    return PackingImpossible("\n".join(lines), remedy=f"on a machine with {kinds}: {commands}")
+    command = f"`sm4ll profile {' '.join(bundle.version for bundle in members)}`"
+    return PackingImpossible("\n".join(lines), remedy=f"on a machine with {kinds}: {command}")

@@ -24,7 +24,7 @@ MAX_BATCH = 16
 
 
 def profile(
-    version: Annotated[str, typer.Argument(help="Which one, for example eye@2.")],
+    versions: Annotated[list[str], typer.Argument(help="Which ones, for example eye@2 top@2.")],
     family: Family = None,
     sizes: Annotated[
         str | None, typer.Option(help="Like 768x1024,512x512; the bundle's crop sizes when absent.")
@@ -40,9 +40,9 @@ def profile(
         typer.Option(help="Compare each lossy speed switch with the plain run: a load for each."),
     ] = True,
 ) -> None:
-    """Measure memory and time of a version on this machine's GPU, or its CPU where it has none.
+    """Measure memory and time of versions on this machine's GPU, or its CPU where it has none.
 
-    Loads the version and paints pictures of noise: GiB of the weights, peak GiB per size and batch,
+    Loads a version and paints pictures of noise: GiB of the weights, peak GiB per size and batch,
     seconds per picture per size, batch and steps. Batches are raised until one has no room. What
     was measured goes into footprint.yaml in the bundle's folder, beside what was measured on other
     devices; `sm4ll plan` packs by it, replicas batch by it and cap their memory by it. Measure
@@ -50,20 +50,28 @@ def profile(
 
     For example: sm4ll profile eye@2 --batches 1,2,4,8 --steps 4,16
     """
-    config, bundle = _load(family, version)
+    wanted_sizes = _parse_sizes(sizes)
+    wanted_batches = _parse_counts("--batches", batches)
+    wanted_steps = _parse_counts("--steps", steps)
+    if max(wanted_batches, default=1) > MAX_BATCH:
+        raise typer.BadParameter(f"--batches: at most {MAX_BATCH}")
+    # All are read before the first is measured: a typo in the last shall not cost an hour.
+    for config, bundle in [_load(family, version) for version in versions]:
+        asked = _Asked(
+            sizes=wanted_sizes or _default_sizes(bundle),
+            batches=wanted_batches or _default_batches(bundle),
+            steps=wanted_steps or (bundle.tiers.draft, bundle.tiers.normal),
+        )
+        _profile_one(config, bundle, asked, quality)
+
+
+def _profile_one(config: FamilyConfig, bundle: Bundle, asked: "_Asked", quality: bool) -> None:
     if not isinstance(bundle.backend, Diffusion):
         out.print(
-            f"{version} runs on {bundle.backend.kind}: it has no weights, needs no GPU, and "
+            f"{bundle.version} runs on {bundle.backend.kind}: it has no weights, needs no GPU, and "
             "`sm4ll plan` places it without a footprint. There is nothing to measure."
         )
         return
-    asked = _Asked(
-        sizes=_parse_sizes(sizes) or _default_sizes(bundle),
-        batches=_parse_counts("--batches", batches) or _default_batches(bundle),
-        steps=_parse_counts("--steps", steps) or (bundle.tiers.draft, bundle.tiers.normal),
-    )
-    if max(asked.batches) > MAX_BATCH:
-        raise typer.BadParameter(f"--batches: at most {MAX_BATCH}")
     footprint = _measure(config, bundle, asked, quality)
     _say(bundle, footprint, asked)
     path = save_footprint(bundle, footprint)
@@ -94,8 +102,7 @@ def _default_sizes(bundle: Bundle) -> tuple[Size, ...]:
 
 
 def _default_batches(bundle: Bundle) -> tuple[int, ...]:
-    assert isinstance(bundle.backend, Diffusion)
-    most = bundle.backend.max_batch_size
+    most = bundle.backend.max_batch_size if isinstance(bundle.backend, Diffusion) else 1
     return tuple(sorted({*(b for b in (1, 2, 4, 8, 16) if b < most), most}))
 
 
@@ -132,12 +139,7 @@ def _measure(config: FamilyConfig, bundle: Bundle, asked: _Asked, quality: bool)
     roomy = _with_batch(bundle, max(asked.batches))
 
     def create(variant: Bundle = roomy) -> Backend:
-        try:
-            return create_backend((variant,), plan)
-        except ModuleNotFoundError as exc:
-            raise ConfigError(
-                f"{bundle.version} needs {exc.name}: pip install 'sm4ll-serve[diffusion]'"
-            ) from exc
+        return create_backend((variant,), plan)
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=err, transient=True) as progress:
