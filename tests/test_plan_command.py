@@ -260,6 +260,23 @@ def test_what_profile_measured_is_what_plan_packs_by(tiny: Path) -> None:
     assert "klein" in answer.stdout
 
 
+def test_versions_of_one_command_are_measured_each_from_nothing(tiny: Path) -> None:
+    family = ("--family", str(tiny / "family.yaml"))
+    answer = sm4ll("profile", "eye@lora", "shoes@lora", *family, "--batches", "1", "--steps", "1")
+    assert answer.exit_code == 0
+    loads_gib = []
+    for expert in ("eye", "shoes"):
+        (footprint,) = load_footprints(load_bundle(tiny / f"experts/{expert}.lora.yaml"))
+        assert [(peak.batch, peak.width_px) for peak in footprint.peaks] == [(1, 192)]
+        loads_gib.append(footprint.load_peak_gib)
+    assert min(loads_gib) > max(loads_gib) / 2
+
+
+def test_a_typo_in_the_last_version_is_seen_before_the_first_is_measured(tiny: Path) -> None:
+    with pytest.raises(ConfigError, match="eye@typo"):
+        sm4ll("profile", "shoes@lora", "eye@typo", "--family", str(tiny / "family.yaml"))
+
+
 def test_a_version_without_weights_has_nothing_to_measure() -> None:
     answer = sm4ll("profile", "eye@1")
     assert answer.exit_code == 0

@@ -1,5 +1,7 @@
 """What a version needs, measured on this machine and written beside its bundle."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -56,13 +58,19 @@ def profile(
     if max(wanted_batches, default=1) > MAX_BATCH:
         raise typer.BadParameter(f"--batches: at most {MAX_BATCH}")
     # All are read before the first is measured: a typo in the last shall not cost an hour.
-    for config, bundle in [_load(family, version) for version in versions]:
+    loaded = [_load(family, version) for version in versions]
+    for config, bundle in loaded:
         asked = _Asked(
             sizes=wanted_sizes or _default_sizes(bundle),
             batches=wanted_batches or _default_batches(bundle),
             steps=wanted_steps or (bundle.tiers.draft, bundle.tiers.normal),
         )
-        _profile_one(config, bundle, asked, quality)
+        if len(loaded) == 1:
+            _profile_one(config, bundle, asked, quality)
+            return
+        # Each in a process of its own: what one leaves in memory is not the next one's.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            process.submit(_profile_one, config, bundle, asked, quality).result()
 
 
 def _profile_one(config: FamilyConfig, bundle: Bundle, asked: "_Asked", quality: bool) -> None:
