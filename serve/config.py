@@ -4,7 +4,7 @@ Defaults live here and nowhere else; the YAML holds what differs.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -122,6 +122,30 @@ class DeployedVersion(Deployed):
         return expert  # type: ignore[no-any-return]  # the pattern allows nothing else
 
 
+HostName = Annotated[str, Field(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$", max_length=253)]
+Port = Annotated[int, Field(ge=1, le=65_535)]
+
+
+class FetchConfig(Config):
+    """Pictures by URL. The router asks for them itself and goes through no proxy."""
+
+    enabled: bool = True
+    schemes: tuple[Literal["https", "http"], ...] = Field(default=("https",), min_length=1)
+    ports: tuple[Port, ...] = Field(default=(443, 80), min_length=1)
+    max_redirects: NonNegativeInt = 3
+    """Each is checked like the URL itself, and none may lead from https to http."""
+    timeout_s: PositiveFloat = 10.0
+    """For one picture, redirects and names included; within the request's own deadline."""
+    connect_timeout_s: PositiveFloat = 3.0
+    """For each address of a host; the next is tried then."""
+    allowed_hosts: tuple[HostName, ...] | None = None
+    """These hosts and those below them, redirects included; every public host when absent."""
+    allow_private: bool = False
+    """Also hosts in 10/8, 172.16/12, 192.168/16 and fc00::/7. Only where every caller may read
+    all that these networks serve: cluster services are among them. Loopback, link-local and
+    cloud metadata stay closed."""
+
+
 class RouterConfig(Config):
     """The ingress deployment."""
 
@@ -136,6 +160,7 @@ class RouterConfig(Config):
     max_side_px: PositiveInt = 16_384
     default_timeout_s: PositiveFloat = 60.0
     """A request that takes longer is stopped everywhere and answered 504."""
+    fetch: FetchConfig = FetchConfig()
 
 
 class SegmenterConfig(Config):

@@ -23,6 +23,7 @@ from serve.api.models import State
 from serve.catalog import Catalog
 from serve.config import DeployedVersion, FamilyConfig, VersionId
 from serve.errors import Cancelled, GenerationFailed, Overloaded, Sm4llError
+from serve.fetching.fetch import Fetcher
 from serve.imaging.limits import ImageLimits
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
 from serve.pipeline import ExpertCaller, Pipeline
@@ -91,6 +92,7 @@ class Router:
             max_pixels=config.max_megapixels * 1_000_000,
             max_side_px=config.max_side_px,
         )
+        self._fetch = Fetcher(config.fetch, self._limits.max_bytes)
         self._segmenters = {masker: _Transports(handle) for masker, handle in segmenters.items()}
         self._experts = {version: _Transports(handle) for version, handle in experts.items()}
         self._threads = ThreadPoolExecutor(config.num_imaging_threads, thread_name_prefix="imaging")
@@ -108,6 +110,7 @@ class Router:
             self._catalog,
             self._pipeline,
             self._limits,
+            self._fetch,
             self._read_states,
             self._read_waiting,
             self._logger,

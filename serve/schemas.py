@@ -45,7 +45,8 @@ class TryOnOptions(Wire):
 
 
 class TryOnJson(TryOnOptions):
-    """`POST /v1/tryon` as JSON: pictures are data URIs (`data:image/png;base64,...`)."""
+    """`POST /v1/tryon` as JSON: a picture is a data URI (`data:image/png;base64,...`) or an
+    https URL."""
 
     person: str = Field(repr=False)
     product: str = Field(repr=False)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 STAGES: dict[str, str] = {
     "read": "read and parse the request body",
+    "fetch": "fetch the pictures that are given by URL",
     "decode": "decode and hash person and product, prepare the copies",
     "segment": "find the region (segmenter replica, transfer included)",
     "plan": "crop plan and the crop at the expert's size",

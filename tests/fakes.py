@@ -15,12 +15,14 @@ from deployments.segmenters.base import Segmenter, SegmenterPlan
 from deployments.segmenters.registry import create_segmenter
 from serve.api.app import build_api
 from serve.api.models import State
+from serve.api.pictures import FetchPicture
 from serve.catalog import Catalog
 from serve.config import ReplicaPlan
 from serve.errors import Sm4llError
 from serve.imaging.limits import ImageLimits
 from serve.messages import SegmentReply, SegmentRequest
 from serve.pipeline import Pipeline
+from tests.loopback_web import refusing_fetcher
 
 
 def load_segmenters(bundles: Iterable[Bundle]) -> dict[str, Segmenter]:
@@ -35,7 +37,10 @@ def load_segmenters(bundles: Iterable[Bundle]) -> dict[str, Segmenter]:
 
 
 def build_local_api(
-    family_file: Path, timeout_s: float | None = None, waiting_for: tuple[str, ...] = ()
+    family_file: Path,
+    timeout_s: float | None = None,
+    waiting_for: tuple[str, ...] = (),
+    fetch: FetchPicture | None = None,
 ) -> FastAPI:
     """The API as the router builds it, on direct calls instead of handles."""
     family, bundles = load_family(family_file)
@@ -71,5 +76,11 @@ def build_local_api(
         limits=limits,
     )
     return build_api(
-        catalog, pipeline, limits, read_states, read_waiting, logging.getLogger("tests")
+        catalog,
+        pipeline,
+        limits,
+        fetch or refusing_fetcher(),
+        read_states,
+        read_waiting,
+        logging.getLogger("tests"),
     )

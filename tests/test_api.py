@@ -195,8 +195,10 @@ def test_version_of_another_expert_is_not_found(http: TestClient) -> None:
 @pytest.mark.parametrize(
     ("reference", "status", "code"),
     [
-        ("https://example.com/a.jpg", 422, "fetch_refused"),
+        ("https://unknown.example.com/a.jpg", 422, "fetch_refused"),
         ("http://169.254.169.254/", 422, "fetch_refused"),
+        ("https://169.254.169.254/", 422, "fetch_refused"),
+        ("https:", 422, "fetch_refused"),
         ("ast_123", 422, "not_supported"),
         ("file:///etc/passwd", 400, "invalid_request"),
         ("data:image/png,rawtext", 400, "invalid_request"),

@@ -31,6 +31,7 @@ from serve.pipeline import Pipeline
 from serve.prepare import Outcome, SampleMeta, prepare_pairs, write_manifest
 from serve.prepared_page import write_page
 from serve.settings import CONFIGS_DIR
+from tests.loopback_web import refusing_fetcher
 
 CASES = {case.expert: case for case in demo_cases()}
 SIZES = [[512, 768], [768, 768], [768, 512]]
@@ -103,7 +104,8 @@ def serving(catalog: Catalog) -> tuple[TestClient, Mapping[str, RecordingExpert]
         return ()
 
     logger = logging.getLogger("tests")
-    api = build_api(catalog, pipeline, ImageLimits(), read_states, read_waiting, logger)
+    fetch = refusing_fetcher()
+    api = build_api(catalog, pipeline, ImageLimits(), fetch, read_states, read_waiting, logger)
     return TestClient(api), experts
 
 

@@ -1,4 +1,4 @@
-"""Reads a try-on request body, multipart or JSON, into options and picture bytes."""
+"""Reads a try-on request body, multipart or JSON, into options and what was sent as pictures."""
 
 import base64
 import binascii
@@ -13,14 +13,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from serve.api.problems import invalid_fields
-from serve.errors import (
-    FetchRefused,
-    ImageTooLarge,
-    InvalidImage,
-    InvalidRequest,
-    NotSupported,
-    RequestError,
-)
+from serve.errors import ImageTooLarge, InvalidImage, InvalidRequest, NotSupported
 from serve.schemas import TryOnJson, TryOnOptions
 
 PICTURES = ("person", "product", "mask")
@@ -30,22 +23,32 @@ DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.=+-]+)*?)(;base64)?,",
 
 
 @dataclass(frozen=True, slots=True)
-class TryOnBody:
-    """One request's options and its encoded pictures."""
+class PictureUrl:
+    """Where a picture is said to be; nobody has looked yet."""
+
+    url: str
+
+
+Picture = bytes | PictureUrl
+
+
+@dataclass(frozen=True, slots=True)
+class TryOnForm:
+    """One request's options and its pictures as they were sent."""
 
     options: TryOnOptions
-    person: bytes
-    product: bytes
-    mask: bytes | None
+    person: Picture
+    product: Picture
+    mask: Picture | None
 
 
-async def read_tryon(request: Request, max_image_bytes: int) -> TryOnBody:
+async def read_tryon(request: Request, max_image_bytes: int) -> TryOnForm:
     """Read the body of `POST /v1/tryon`.
 
     Raises:
         InvalidRequest: not multipart or JSON, or a field is missing, unknown, doubled or wrong.
         ImageTooLarge: a picture has more than max_image_bytes.
-        FetchRefused, NotSupported: a picture is given by URL or asset id.
+        NotSupported: a picture is given by asset id.
     """
     content_type, parameters = parse_options_header(request.headers.get("content-type", ""))
     if content_type == b"multipart/form-data":
@@ -143,7 +146,7 @@ async def _read_multipart(
     return parts.fields
 
 
-def _from_fields(fields: dict[str, bytes]) -> TryOnBody:
+def _from_fields(fields: dict[str, bytes]) -> TryOnForm:
     options = {
         name: value.decode("utf-8", "replace")
         for name, value in fields.items()
@@ -157,18 +160,18 @@ def _from_fields(fields: dict[str, bytes]) -> TryOnBody:
     for name in ("person", "product"):
         if name not in pictures:
             raise InvalidRequest(f"{name}: missing", remedy=f"send a form part named {name!r}")
-    return TryOnBody(parsed, pictures["person"], pictures["product"], pictures.get("mask"))
+    return TryOnForm(parsed, pictures["person"], pictures["product"], pictures.get("mask"))
 
 
-def _picture(name: str, value: bytes) -> bytes:
+def _picture(name: str, value: bytes) -> Picture:
     if not value:
         raise InvalidImage(f"{name}: the file is empty")
-    if value.startswith((b"data:", b"http:", b"https:", b"ast_")):
-        return read_reference(name, value.decode("latin-1"))
+    if value[:6].lower().startswith((b"data:", b"http:", b"https:", b"ast_")):
+        return read_reference(name, value.decode("utf-8", "replace"))
     return value
 
 
-def _from_json(body: bytes, max_image_bytes: int) -> TryOnBody:
+def _from_json(body: bytes, max_image_bytes: int) -> TryOnForm:
     try:
         parsed = TryOnJson.model_validate_json(body)
     except ValidationError as exc:
@@ -180,30 +183,27 @@ def _from_json(body: bytes, max_image_bytes: int) -> TryOnBody:
         mask,
     )
     for name, data in zip(PICTURES, pictures, strict=True):
-        if data is not None and len(data) > max_image_bytes:
+        if isinstance(data, bytes) and len(data) > max_image_bytes:
             raise ImageTooLarge(f"{name}: {len(data)} bytes; at most {max_image_bytes}")
-    return TryOnBody(parsed, *pictures)
+    return TryOnForm(parsed, *pictures)
 
 
-def read_reference(name: str, reference: str) -> bytes:
-    """Bytes of a picture given as text.
+def read_reference(name: str, reference: str) -> Picture:
+    """A picture given as text: the bytes of a data URI, or a URL as it is.
 
     Raises:
-        InvalidRequest: neither a data URI nor anything else this API knows.
-        FetchRefused: a URL.
+        InvalidRequest: neither a data URI, a URL nor anything else this API knows.
         NotSupported: an asset id.
     """
-    if reference.startswith("data:"):
+    start = reference[:6].lower()
+    if start.startswith("data:"):
         return _data_uri(name, reference)
-    inline = "send the file itself or a data URI (data:image/png;base64,...)"
-    refusal: RequestError
-    if reference.startswith(("http://", "https://")):
-        refusal = FetchRefused(f"{name}: images by URL are not fetched here", remedy=inline)
-    elif reference.startswith("ast_"):
-        refusal = NotSupported(f"{name}: asset ids are not known here", remedy=inline)
-    else:
-        refusal = InvalidRequest(f"{name}: not a data URI", remedy=inline)
-    raise refusal
+    if start.startswith(("http:", "https:")):
+        return PictureUrl(reference)
+    inline = "send the file itself, a data URI (data:image/png;base64,...) or an https URL"
+    if start.startswith("ast_"):
+        raise NotSupported(f"{name}: asset ids are not known here", remedy=inline)
+    raise InvalidRequest(f"{name}: neither a data URI nor a URL", remedy=inline)
 
 
 def _data_uri(name: str, uri: str) -> bytes:

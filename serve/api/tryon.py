@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from serve.api.forms import read_tryon
 from serve.api.identity import identify
+from serve.api.pictures import FetchPicture, fetch_pictures
 from serve.api.problems import request_id_of
 from serve.errors import InvalidRequest
 from serve.imaging.limits import ImageLimits
@@ -20,7 +21,9 @@ from serve.telemetry import Stopwatch
 PROBLEM_STATUSES = (400, 404, 413, 422, 429, 500, 503, 504)
 
 
-def build_tryon_router(pipeline: Pipeline, limits: ImageLimits, timeout_s: float) -> APIRouter:
+def build_tryon_router(
+    pipeline: Pipeline, limits: ImageLimits, fetch: FetchPicture, timeout_s: float
+) -> APIRouter:
     """The route, bound to its pipeline."""
     router = APIRouter(tags=["try-on"])
 
@@ -36,15 +39,16 @@ def build_tryon_router(pipeline: Pipeline, limits: ImageLimits, timeout_s: float
         identify(request)
         watch = Stopwatch()
         with watch.stage("read"):
-            body = await read_tryon(request, limits.max_bytes)
-        as_json = _wants_json(request.headers.get("accept", "*/*"), body.options)
+            form = await read_tryon(request, limits.max_bytes)
+        as_json = _wants_json(request.headers.get("accept", "*/*"), form.options)
+        body = await fetch_pictures(form, fetch, timeout_s, watch)
         work = TryOnWork(
             options=body.options,
             person=body.person,
             product=body.product,
             mask=body.mask,
             request_id=request_id_of(request),
-            timeout_s=timeout_s,
+            timeout_s=body.left_s,
         )
         result = await pipeline.run(work, watch)
         headers = _headers(result, watch)
@@ -118,7 +122,10 @@ def _request_body() -> dict[str, Any]:
     options = TryOnOptions.model_json_schema()
     binary = {"type": "string", "format": "binary"}
     properties = {
-        "person": {**binary, "description": "JPEG, PNG, WebP, TIFF or HEIC, or a data URI"},
+        "person": {
+            **binary,
+            "description": "JPEG, PNG, WebP, TIFF or HEIC; or as text a data URI or an https URL",
+        },
         "product": {**binary, "description": "on a plain or transparent background"},
         "mask": {**binary, "description": "same size as person; see mask_convention"},
         **options["properties"],

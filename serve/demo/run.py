@@ -98,7 +98,7 @@ def _is_good(result: DemoResult) -> bool:
 
 
 def _table(results: list[DemoResult]) -> Table:
-    stages = [stage for stage in STAGES if stage != "read"]
+    stages = [stage for stage in STAGES if stage not in ("read", "fetch")]
     table = Table(box=box.SIMPLE_HEAD, padding=0, caption=CAPTION)
     for heading in ("expert", "version"):
         table.add_column(heading, no_wrap=True)
