@@ -18,6 +18,7 @@ Sm4llError
     RateLimited             429
     QuotaExhausted          429
     Overloaded              503
+    StoreUnavailable        503
     DeadlineExceeded        504
   BackendError              ours, for one request
     BundleInvalid           500
@@ -144,7 +145,7 @@ class SubjectNotFound(RequestError):
 
 
 class FetchRefused(RequestError):
-    """A URL that is not public, not an image, too slow, or not fetched at all yet."""
+    """A URL that is not public, not an image or too slow, or fetching is switched off."""
 
     status = 422
     code = "fetch_refused"
@@ -199,6 +200,13 @@ class Overloaded(CapacityError):
 
     code = "overloaded"
     title = "The service is at capacity"
+
+
+class StoreUnavailable(CapacityError):
+    """The database or the object store does not answer."""
+
+    code = "store_unavailable"
+    title = "The service cannot reach its data right now"
 
 
 class DeadlineExceeded(CapacityError):

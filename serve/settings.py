@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     """Where the command line looks for the API."""
     state_dir: Path = Field(default_factory=lambda: Path.home() / ".local/share/sm4ll")
     """Where `sm4ll up --detach` keeps its log and process id."""
+    data_dir: Path = Field(default_factory=lambda: Path.home() / ".local/share/sm4ll")
+    """Where the embedded database and blobs are kept, when the two below say nothing."""
+    database_url: SecretStr | None = None
+    """`postgresql://...` for a cluster; SQLite in `data_dir` when absent."""
+    blobs_url: SecretStr | None = None
+    """`s3://bucket/prefix` for a cluster; a directory in `data_dir` when absent."""
     fashn_api_key: SecretStr | None = None
     """For versions that FASHN paints."""
     openai_api_key: SecretStr | None = None

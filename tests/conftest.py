@@ -7,6 +7,8 @@ import pytest
 
 from serve.client import Client
 from serve.settings import CONFIGS_DIR, export_ray_flags, free_port
+from tests.postgres import postgres  # noqa: F401
+from tests.stores import anyio_backend, database, empty_url, store_url  # noqa: F401
 
 # Ray reads its flags when it is imported, which the tests below this file do.
 export_ray_flags()

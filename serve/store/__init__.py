@@ -1,0 +1,1 @@
+"""Rows and blobs: the only package that knows which database and which object store it is."""

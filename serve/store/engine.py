@@ -1,0 +1,171 @@
+"""One engine per process: connections, transactions and whether the database answers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, event, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+from serve.store.address import is_sqlite, parse_address
+from serve.store.failures import map_connect_errors, map_database_errors
+
+Session = AsyncSession
+"""What a transaction is worked in; other packages pass it on and know nothing more of it."""
+
+READING = "sm4ll_reading"
+PING_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions:
+    """How many connections one process may hold, and how long it waits for what."""
+
+    size: int = 10
+    max_overflow: int = 10
+    wait_s: float = 5.0
+    """For a connection of the pool; on SQLite also for the turn to write."""
+    connect_timeout_s: float = 5.0
+    statement_timeout_s: float = 30.0
+    busy_timeout_s: float = 10.0
+    """SQLite only: for another process that writes."""
+
+
+class Database:
+    """The engine of one process, used from one event loop; opens nothing before its first use."""
+
+    def __init__(self, url: str, options: PoolOptions | None = None):
+        """
+        Args:
+            url: `sqlite:///...` with a file, or `postgresql://...`.
+
+        Raises:
+            ConfigError: the URL means no database this system speaks to.
+        """
+        self._options = options or PoolOptions()
+        self._url = parse_address(url)
+        self._engine = _create_engine(self._url, self._options)
+        # SQLite has one writer; waiting here is in order of arrival, its own waiting is not.
+        self._turn = asyncio.Lock() if self.is_sqlite else None
+
+    @property
+    def is_sqlite(self) -> bool:
+        return is_sqlite(self._url)
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """For this package's migrations."""
+        return self._engine
+
+    def __repr__(self) -> str:
+        return f"Database({self._url.render_as_string(hide_password=True)})"
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Session]:
+        """Write: committed when the block ends, undone when it raises.
+
+        Only database work belongs inside: on SQLite everybody else waits to write meanwhile.
+
+        Raises:
+            StoreUnavailable: nothing was written, unless it was the commit whose answer was lost:
+                repeat only what is safe to repeat.
+            Conflict: a row that must be unique or must exist is not.
+        """
+        async with self._writers_turn(), self._session({}) as session:
+            yield session
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Session]:
+        """Read; waits for no writer and refuses to write where the database can refuse it."""
+        async with self._session({READING: True, **self._read_only}) as session:
+            yield session
+
+    async def ping(self) -> None:
+        """
+        Raises:
+            StoreUnavailable: no answer within three seconds.
+        """
+        with map_connect_errors():
+            async with asyncio.timeout(PING_TIMEOUT_S), self.reading() as session:
+                await session.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    @property
+    def _read_only(self) -> dict[str, Any]:
+        return {} if self.is_sqlite else {"postgresql_readonly": True}
+
+    @asynccontextmanager
+    async def _session(self, options: dict[str, Any]) -> AsyncIterator[Session]:
+        with map_database_errors():
+            async with AsyncSession(self._engine, expire_on_commit=False) as session:
+                with map_connect_errors():
+                    await session.connection(execution_options=options)
+                yield session
+                await session.commit()
+
+    def _writers_turn(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self._turn is None else self._wait_for(self._turn)
+
+    @asynccontextmanager
+    async def _wait_for(self, turn: asyncio.Lock) -> AsyncIterator[None]:
+        with map_connect_errors():
+            async with asyncio.timeout(self._options.wait_s):
+                await turn.acquire()
+        try:
+            yield
+        finally:
+            turn.release()
+
+
+def _create_engine(url: URL, options: PoolOptions) -> AsyncEngine:
+    pool: dict[str, Any] = {
+        "pool_size": options.size,
+        "max_overflow": options.max_overflow,
+        "pool_timeout": options.wait_s,
+    }
+    if not is_sqlite(url):
+        # A database that was restarted is not an error of the next request.
+        return create_async_engine(
+            url, pool_pre_ping=True, connect_args=_postgres_arguments(options), **pool
+        )
+    Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    arguments = {"timeout": options.busy_timeout_s, "isolation_level": None}
+    engine = create_async_engine(url, connect_args=arguments, **pool)
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _postgres_arguments(options: PoolOptions) -> dict[str, Any]:
+    return {
+        "timeout": options.connect_timeout_s,
+        "command_timeout": options.statement_timeout_s,
+        "server_settings": {
+            "application_name": "sm4ll",
+            # A process that was stopped inside a transaction must not keep its rows locked.
+            "idle_in_transaction_session_timeout": str(int(options.statement_timeout_s * 1000)),
+        },
+    }
+
+
+def _prepare_sqlite(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode = WAL",
+        # What was answered with 202 survives a power cut too; NORMAL would lose the last commits.
+        "synchronous = FULL",
+        "foreign_keys = ON",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """A write begins as one: upgrading a read that another write overtook cannot be waited for."""
+    is_reading = connection.get_execution_options().get(READING, False)
+    connection.exec_driver_sql("BEGIN" if is_reading else "BEGIN IMMEDIATE")
