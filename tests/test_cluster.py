@@ -79,6 +79,18 @@ def test_unusable_mask_is_refused_by_name(api: Client, mask: object, words: str)
     assert_healthy(api)
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "169.254.169.254"])
+def test_url_that_leads_inside_is_refused_by_the_router_itself(api: Client, host: str) -> None:
+    body = {"expert": "top", "version": "noop", "person": f"https://{host}/a.png"}
+    response = httpx2.post(
+        f"{api.url}/v1/tryon", json={**body, "product": f"https://{host}/b.png"}, timeout=60
+    )
+    problem = Problem.model_validate_json(response.content)
+    assert (response.status_code, problem.code) == (422, "fetch_refused"), problem
+    assert problem.detail.endswith("the URL does not lead to a public address")
+    assert_healthy(api)
+
+
 def test_unknown_expert_is_a_400_that_names_the_experts(api: Client) -> None:
     response = post(api, {"person": PERSON, "product": PRODUCT}, expert="hat")
     problem = Problem.model_validate_json(response.content)
