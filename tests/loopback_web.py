@@ -4,6 +4,7 @@ The rules under test judge the addresses as they are; only the last step, the co
 is led to 127.0.0.1.
 """
 
+import asyncio
 import datetime as dt
 import socket
 import socketserver
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import httpcore2
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from serve.config import FetchConfig
+from serve.errors import FetchRefused
 from serve.fetching.address import read_address
 from serve.fetching.fetch import Fetcher
 
@@ -28,6 +31,8 @@ SHOP = "shop.example.org"
 SHOP_IP = "93.184.216.34"
 CDN = "cdn.example.net"
 CDN_IP = "2606:2800:220:1::1"
+URL = f"https://{SHOP}/a.png"
+PICTURE = b"the bytes of a picture"
 
 Play = Callable[[socket.socket], None]
 
@@ -201,6 +206,12 @@ class Web:
     cdn: Site
     plain: Site
 
+    def reset(self) -> None:
+        """Every host has its picture again, and nobody was there."""
+        for site in (self.shop, self.cdn, self.plain):
+            site.answers = {"/a.png": answer(PICTURE)}
+            site.heads, site.server_names = [], []
+
     def names(self, **more: Sequence[Sequence[str]]) -> Names:
         return Names({SHOP: [(SHOP_IP,)], CDN: [(CDN_IP,)], **more})
 
@@ -234,6 +245,14 @@ def open_web(folder: Path) -> Iterator[Web]:
     shop_tls, cdn_tls = authority.server_context(SHOP), authority.server_context(CDN)
     with open_site(shop_tls) as shop, open_site(cdn_tls) as cdn, open_site(None) as plain:
         yield Web(authority, shop, cdn, plain)
+
+
+def refusal(fetcher: Fetcher, url: str = URL) -> str:
+    """Why a URL was refused."""
+    with pytest.raises(FetchRefused) as caught:
+        asyncio.run(fetcher(url))
+    assert caught.value.remedy
+    return caught.value.detail
 
 
 def refusing_fetcher() -> Fetcher:

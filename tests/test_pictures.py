@@ -1,5 +1,6 @@
 """Pictures by URL through the HTTP surface: the same answer as by file, or a typed refusal."""
 
+import asyncio
 import base64
 import socket
 import threading
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from serve.api.forms import PictureUrl, TryOnForm
+from serve.api.pictures import fetch_pictures
 from serve.config import FamilyConfig, FetchConfig, load_yaml
 from serve.errors import ConfigError
-from serve.schemas import Problem, TryOnAnswer
+from serve.schemas import Problem, TryOnAnswer, TryOnOptions
+from serve.telemetry import Stopwatch
 from tests.fakes import build_local_api
 from tests.loopback_web import SHOP, Web, answer, open_web, redirect
 from tests.pictures import box_mask, encoded, photo
@@ -167,6 +171,20 @@ def test_fetching_counts_against_the_requests_own_deadline(family: Path, web: We
     assert response.status_code == 504
     assert Problem.model_validate_json(response.content).code == "deadline_exceeded"
     assert int(response.headers["retry-after"]) >= 1
+
+
+def test_what_fetching_took_is_gone_from_the_time_of_the_rest() -> None:
+    clock_s = 100.0
+
+    async def fetch(url: str) -> bytes:
+        nonlocal clock_s
+        clock_s += 7.0
+        return url.encode()
+
+    form = TryOnForm(TryOnOptions(expert="top"), b"person", PictureUrl("https://a"), None)
+    body = asyncio.run(fetch_pictures(form, fetch, 60.0, Stopwatch(), now_s=lambda: clock_s))
+    assert body.left_s == 53.0
+    assert (body.person, body.product, body.mask) == (b"person", b"https://a", None)
 
 
 def test_switched_off_is_a_refusal_that_says_what_to_send(family: Path, web: Web) -> None:
