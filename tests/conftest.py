@@ -8,7 +8,13 @@ import pytest
 from serve.client import Client
 from serve.settings import CONFIGS_DIR, export_ray_flags, free_port
 from tests.postgres import postgres  # noqa: F401
-from tests.stores import anyio_backend, database, empty_url, store_url  # noqa: F401
+from tests.stores import (  # noqa: F401
+    anyio_backend,
+    database,
+    empty_url,
+    postgres_url,
+    store_url,
+)
 
 # Ray reads its flags when it is imported, which the tests below this file do.
 export_ray_flags()

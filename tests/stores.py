@@ -56,6 +56,12 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
+def postgres_url(postgres: PostgresServer) -> str:
+    """The same, for what only PostgreSQL does."""
+    return postgres.create_database(TEMPLATE)
+
+
+@pytest.fixture
 async def database(store_url: str, anyio_backend: str) -> AsyncIterator[Database]:
     async with opened(store_url) as database:
         yield database

@@ -1,0 +1,90 @@
+"""The database and the blobs, as the person who runs them sees them."""
+
+import asyncio
+
+import typer
+from rich.markup import escape
+
+from serve.commands.console import err, out
+from serve.errors import ConfigError, Sm4llError
+from serve.settings import Settings
+from serve.store.blobs import Blobs
+from serve.store.opening import database_url, open_blobs, open_database
+from serve.store.schema import SchemaStatus, read_schema
+from serve.store.schema import upgrade as upgrade_schema
+
+PROBE_TENANT = "sm4ll-check"
+PROBE = b"sm4ll store check"
+
+
+def upgrade() -> None:
+    """Create or change the tables of the database that SM4LL_DATABASE_URL names.
+
+    Without that variable it is the SQLite file below SM4LL_DATA_DIR. Run it before the first
+    start against a new PostgreSQL and after every update; it changes everything or nothing, does
+    nothing when nothing is to be done, and waits when somebody else is at it.
+
+    For example: SM4LL_DATABASE_URL=postgresql://sm4ll@db/sm4ll sm4ll store upgrade
+    """
+    try:
+        revision = asyncio.run(upgrade_schema(database_url(Settings())))
+    except (ConfigError, Sm4llError) as exc:
+        _refuse("The database was not changed", exc)
+    out.print(f"The database is at revision {revision}.")
+
+
+def check() -> None:
+    """Say whether database and blobs answer, and whether the tables are those of this version.
+
+    Writes one small blob, reads it back and deletes it; touches no row. Exits 1 and says what to
+    do when something is wrong, so it serves as an init container or a first look at an outage.
+
+    For example: SM4LL_BLOBS_URL='s3://looks/prod?region=eu-central-1' sm4ll store check
+    """
+    settings = Settings()
+    try:
+        database = open_database(settings)
+        out.print(escape(repr(database)))
+        status = asyncio.run(_read_status(settings))
+    except (ConfigError, Sm4llError) as exc:
+        _refuse("Rows: no", exc)
+    _judge(status)
+    try:
+        asyncio.run(_probe(open_blobs(settings)))
+    except (ConfigError, Sm4llError) as exc:
+        _refuse("Blobs: no", exc)
+    out.print("Blobs: written, read and deleted.")
+
+
+async def _read_status(settings: Settings) -> SchemaStatus:
+    database = open_database(settings)
+    try:
+        await database.ping()
+        return await read_schema(database)
+    finally:
+        await database.close()
+
+
+async def _probe(blobs: Blobs) -> None:
+    key = await blobs.put(PROBE_TENANT, "check", PROBE)
+    await blobs.get(key)
+    await blobs.delete(key)
+
+
+def _judge(status: SchemaStatus) -> None:
+    if status.is_current:
+        out.print(f"Rows: revision {status.current}, as this version wants it.")
+        return
+    err.print(f"Rows: revision {status.current or 'none'}, {status.wanted} is wanted.")
+    for difference in status.differences:
+        err.print(f"  {difference}", markup=False)
+    err.print("What helps: `sm4ll store upgrade`.", markup=False)
+    raise typer.Exit(1)
+
+
+def _refuse(what: str, exc: ConfigError | Sm4llError) -> None:
+    err.print(f"{what}: {exc}", markup=False)
+    cause = exc.__cause__
+    if cause is not None:
+        err.print(f"  {type(cause).__name__}: {str(cause).splitlines()[0]}", markup=False)
+    raise typer.Exit(1) from exc
