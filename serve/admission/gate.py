@@ -1,0 +1,147 @@
+"""The door to the experts: work waits here, in fair order, until a deployment may be asked.
+
+On the event loop; who is next, and who is refused, is decided in `lane.py`.
+"""
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+
+from serve.admission.cost import CostModel, count_units
+from serve.admission.lane import MIN_RETRY_AFTER_S, Lane
+from serve.admission.ticket import Share, Ticket
+from serve.errors import DeadlineExceeded
+from serve.messages import ExpertReply, ExpertRequest
+
+
+class Permit:
+    """The right to ask a deployment once."""
+
+    __slots__ = ("_costs", "_num_units", "cost_s", "version")
+
+    def __init__(self, costs: CostModel, version: str, num_units: float):
+        self._costs = costs
+        self._num_units = num_units
+        self.version = version
+        self.cost_s = costs.predict(version, num_units)
+        """Predicted GPU-seconds."""
+
+    def learn(self, reply: ExpertReply) -> None:
+        """Learn from what it really took: this request's share of the pass."""
+        measured_s = reply.generate_ms / 1e3 / max(1, reply.batch_size)
+        self._costs.observe(self.version, self._num_units, measured_s)
+
+
+class Gate:
+    """Every permit comes back and every place is left, however a caller ends."""
+
+    def __init__(
+        self,
+        lanes: Mapping[str, Lane],
+        costs: CostModel | None = None,
+        unix_time_s: Callable[[], float] = time.time,
+    ):
+        """
+        Args:
+            lanes: of every version; versions on the same replicas have the same one.
+        """
+        self._lanes = dict(lanes)
+        self._costs = CostModel() if costs is None else costs
+        self._unix_time_s = unix_time_s
+        self._waiters: dict[Ticket, asyncio.Future[None]] = {}
+        self._timers: dict[Lane, asyncio.TimerHandle] = {}
+
+    def backlog(self) -> Mapping[str, float]:
+        """Predicted GPU-seconds that wait here, per version."""
+        return self._per_version(lane.waiting_s() for lane in set(self._lanes.values()))
+
+    def running(self) -> Mapping[str, float]:
+        """Predicted GPU-seconds that this router has at the deployments, per version."""
+        return self._per_version(lane.running_s() for lane in set(self._lanes.values()))
+
+    def _per_version(self, sums: Iterable[Counter[str]]) -> Mapping[str, float]:
+        together: Counter[str] = Counter()
+        for one in sums:
+            together.update(one)
+        return {version: float(together[version]) for version in self._lanes}
+
+    @asynccontextmanager
+    async def admit(self, request: ExpertRequest, share: Share) -> AsyncIterator[Permit]:
+        """Wait for the turn of a request; the permit is held inside the block.
+
+        Raises:
+            Overloaded: it would not be done by its deadline, or too much waits.
+            DeadlineExceeded: it came too late while it waited.
+        """
+        loop = asyncio.get_running_loop()
+        lane = self._lanes[request.version]
+        permit = Permit(self._costs, request.version, count_units(request))
+        ticket = Ticket(share, request.version, permit.cost_s, self._deadline_s(request, loop))
+        try:
+            if not lane.offer(ticket, loop.time()):
+                await self._wait(lane, ticket, loop)
+            yield permit
+        finally:
+            lane.end(ticket, loop.time())
+            if lane.num_waiting:
+                self._advance(lane)
+
+    def _deadline_s(self, request: ExpertRequest, loop: asyncio.AbstractEventLoop) -> float:
+        if request.deadline_unix_s is None:
+            return math.inf
+        return loop.time() + request.deadline_unix_s - self._unix_time_s()
+
+    async def _wait(self, lane: Lane, ticket: Ticket, loop: asyncio.AbstractEventLoop) -> None:
+        turn = self._waiters[ticket] = loop.create_future()
+        self._arm(lane)
+        try:
+            await turn
+        finally:
+            del self._waiters[ticket]
+            if turn.done() and not turn.cancelled():
+                turn.exception()  # a caller who left in this very moment does not ask for it
+
+    def _advance(self, lane: Lane) -> None:
+        now_s = asyncio.get_running_loop().time()
+        turns = lane.advance(now_s)
+        for ticket in turns.started:
+            self._resolve(ticket, None)
+        for ticket in turns.expired:
+            wait_s = lane.predict_wait_s(ticket, now_s)
+            self._resolve(
+                ticket,
+                DeadlineExceeded(
+                    f"{ticket.version} cannot finish it by its deadline any more",
+                    retry_after_s=max(MIN_RETRY_AFTER_S, wait_s),
+                ),
+            )
+        self._arm(lane)
+
+    def _resolve(self, ticket: Ticket, error: DeadlineExceeded | None) -> None:
+        turn = self._waiters.get(ticket)
+        # A caller who left in this very moment gives the permit back when it gets to run.
+        if turn is None or turn.done():
+            return
+        if error is None:
+            turn.set_result(None)
+        else:
+            turn.set_exception(error)
+
+    def _arm(self, lane: Lane) -> None:
+        """Wake up when the first waiting item comes too late."""
+        expiry_s, timer = lane.next_expiry_s(), self._timers.get(lane)
+        if timer is not None:
+            if expiry_s is not None and timer.when() <= expiry_s:
+                return  # wakes early at worst, and looks again
+            timer.cancel()
+            del self._timers[lane]
+        if expiry_s is not None:
+            loop = asyncio.get_running_loop()
+            self._timers[lane] = loop.call_at(expiry_s, self._on_expiry, lane)
+
+    def _on_expiry(self, lane: Lane) -> None:
+        del self._timers[lane]
+        self._advance(lane)
