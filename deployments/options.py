@@ -87,13 +87,18 @@ def group_experts(
     return tuple(groups.values())
 
 
+def max_ongoing_requests(group: ExpertGroup) -> int:
+    """Requests that one replica takes at once."""
+    backend = group.bundles[0].backend
+    max_batch_size = backend.max_batch_size if isinstance(backend, Diffusion) else 1
+    least = max(MIN_ONGOING_REQUESTS, 2 * max_batch_size)
+    return group.deployed.max_ongoing_requests or least
+
+
 def expert_options(group: ExpertGroup) -> Options:
     """Options of one expert deployment."""
     deployed = group.deployed
-    backend = group.bundles[0].backend
-    max_batch_size = backend.max_batch_size if isinstance(backend, Diffusion) else 1
     return {
         **_common(group.name, deployed.autoscaling, deployed.resources),
-        "max_ongoing_requests": deployed.max_ongoing_requests
-        or max(MIN_ONGOING_REQUESTS, 2 * max_batch_size),
+        "max_ongoing_requests": max_ongoing_requests(group),
     }

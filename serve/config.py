@@ -160,6 +160,15 @@ class RouterConfig(Config):
     max_side_px: PositiveInt = 16_384
     default_timeout_s: PositiveFloat = 60.0
     """A request that takes longer is stopped everywhere and answered 504."""
+    max_in_flight_per_version: PositiveInt | None = None
+    """Requests that one router replica may have at the replicas of a version. When absent, this
+    router's part of all they take: their most replicas times max_ongoing_requests, over the
+    most routers. What is there is beyond fair order: a lower number is fairer, and idles
+    devices once it is below one batch for each."""
+    max_waiting_per_version: NonNegativeInt = 256
+    """Requests that may wait in one router replica before more are answered 503."""
+    batch_floor: float = Field(default=0.1, gt=0, lt=1)
+    """Fraction of the GPU-seconds that batch work gets while interactive work waits too."""
     fetch: FetchConfig = FetchConfig()
 
 

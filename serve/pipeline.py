@@ -7,11 +7,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Protocol, TypeVar
 
 import numpy as np
 
 from deployments.bundle import Bundle
+from serve.admission.gate import Permit
+from serve.admission.ticket import Share
 from serve.catalog import Catalog, Choice
 from serve.errors import DeadlineExceeded, SubjectNotFound
 from serve.imaging.encode import MEDIA_TYPES
@@ -53,6 +56,14 @@ class ExpertCaller(Protocol):
     async def __call__(self, request: ExpertRequest, /) -> ExpertReply: ...
 
 
+class Admission(Protocol):
+    """Says when an expert may be asked, and whether at all."""
+
+    def admit(
+        self, request: ExpertRequest, share: Share, /
+    ) -> AbstractAsyncContextManager[Permit]: ...
+
+
 class Pipeline:
     """Runs try-ons; keeps every pixel outside the region as it was and proves it."""
 
@@ -61,6 +72,7 @@ class Pipeline:
         catalog: Catalog,
         segment: SegmentCaller,
         experts: Mapping[str, ExpertCaller],
+        gate: Admission,
         threads: Executor,
         limits: ImageLimits,
         unix_time_s: Callable[[], float] = time.time,
@@ -68,6 +80,7 @@ class Pipeline:
         self._catalog = catalog
         self._segment = segment
         self._experts = experts
+        self._gate = gate
         self._threads = threads
         self._limits = limits
         self._unix_time_s = unix_time_s
@@ -99,14 +112,25 @@ class Pipeline:
         bundle = choice.bundle
         prepared = await self.prepare(work, bundle, watch)
         inputs, region, crop = prepared.inputs, prepared.region, prepared.crop
-        with watch.stage("expert"):
-            reply = await self._experts[bundle.version](crop.request)
-            check_reply(reply, crop.request)
+        reply = await self._paint(crop.request, work, watch)
+        check_reply(reply, crop.request)
         answers = [
             await self._in_thread(deliver, work, bundle, inputs, crop, reply, index, watch)
             for index in range(work.options.num_images)
         ]
         return await self._result(work, choice, inputs, region, crop, reply, answers, watch)
+
+    async def _paint(
+        self, request: ExpertRequest, work: TryOnWork, watch: Stopwatch
+    ) -> ExpertReply:
+        """Ask the expert when it is this request's turn; the permit is held until it answers."""
+        async with AsyncExitStack() as stack:
+            with watch.stage("queue"):
+                permit = await stack.enter_async_context(self._gate.admit(request, work.share))
+            with watch.stage("expert"):
+                reply = await self._experts[request.version](request)
+            permit.learn(reply)
+        return reply
 
     async def prepare(self, work: TryOnWork, bundle: Bundle, watch: Stopwatch) -> Prepared:
         """Everything up to what the expert is asked; what training inputs are made of as well.
@@ -206,9 +230,9 @@ class Pipeline:
             product_hwc=nothing[:, :, None],
             product_landmarks=Landmarks(),
             seed=0,
+            deadline_unix_s=self._unix_time_s() + work.timeout_s,
         )
-        with watch.stage("expert"):
-            reply = await self._experts[choice.bundle.version](request)
+        reply = await self._paint(request, work, watch)
         receipt = passthrough_receipt(work, choice, reply, watch)
         file = reply.images_nhwc.tobytes()
         return TryOnResult((file,), "application/octet-stream", receipt, 0, 0, None)

@@ -26,6 +26,7 @@ from serve.errors import Cancelled, GenerationFailed, Overloaded, Sm4llError
 from serve.fetching.fetch import Fetcher
 from serve.imaging.limits import ImageLimits
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
+from serve.permits import build_gate
 from serve.pipeline import ExpertCaller, Pipeline
 
 PING_TIMEOUT_S = 2.0
@@ -101,6 +102,7 @@ class Router:
             catalog=self._catalog,
             segment=self._segment,
             experts={version: self._expert_caller(version) for version in self._experts},
+            gate=build_gate(family, bundles),
             threads=self._threads,
             limits=self._limits,
         )

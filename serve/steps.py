@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from deployments.bundle import Bundle, Product
+from serve.admission.ticket import LOCAL_SHARE, Share
 from serve.errors import GenerationFailed
 from serve.imaging.blend import choose_feather_px
 from serve.imaging.canvas import build_canvas, trim_clear_border
@@ -44,6 +45,8 @@ class TryOnWork:
     mask: bytes | None
     request_id: str
     timeout_s: float
+    share: Share = LOCAL_SHARE
+    """On whose account it waits for an expert."""
 
 
 @dataclass(frozen=True, slots=True)

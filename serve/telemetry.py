@@ -10,6 +10,7 @@ STAGES: dict[str, str] = {
     "decode": "decode and hash person and product, prepare the copies",
     "segment": "find the region (segmenter replica, transfer included)",
     "plan": "crop plan and the crop at the expert's size",
+    "queue": "wait for a permit to ask the expert, in fair order",
     "expert": "paint (expert replica, transfer included)",
     "paste": "paste back at the original size",
     "encode": "encode the answer",

@@ -21,6 +21,7 @@ from serve.config import ReplicaPlan
 from serve.errors import Sm4llError
 from serve.imaging.limits import ImageLimits
 from serve.messages import SegmentReply, SegmentRequest
+from serve.permits import build_gate
 from serve.pipeline import Pipeline
 from tests.loopback_web import refusing_fetcher
 
@@ -72,6 +73,7 @@ def build_local_api(
         catalog=catalog,
         segment=segment,
         experts={version: replica.generate for version, replica in replicas.items()},
+        gate=build_gate(family, bundles),
         threads=ThreadPoolExecutor(2),
         limits=limits,
     )

@@ -27,6 +27,7 @@ from serve.errors import BundleInvalid, ConfigError, GenerationFailed
 from serve.imaging.limits import ImageLimits
 from serve.messages import ExpertReply, ExpertRequest, Landmarks
 from serve.pairs import Pair, find_pairs
+from serve.permits import build_gate
 from serve.pipeline import Pipeline
 from serve.prepare import Outcome, SampleMeta, prepare_pairs, write_manifest
 from serve.prepared_page import write_page
@@ -93,6 +94,7 @@ def serving(catalog: Catalog) -> tuple[TestClient, Mapping[str, RecordingExpert]
         catalog=catalog,
         segment=built.pipeline._segment,
         experts=experts,
+        gate=build_gate(catalog.family, {bundle.version: bundle for bundle in catalog}),
         threads=ThreadPoolExecutor(2),
         limits=ImageLimits(),
     )

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from serve.admission.ticket import Share
 from serve.api.forms import read_tryon
 from serve.api.identity import identify
 from serve.api.pictures import FetchPicture, fetch_pictures
@@ -36,7 +37,7 @@ def build_tryon_router(
     )
     async def tryon(request: Request) -> Response:
         """Answers the picture, or JSON with picture and receipt for `Accept: application/json`."""
-        identify(request)
+        caller = identify(request)
         watch = Stopwatch()
         with watch.stage("read"):
             form = await read_tryon(request, limits.max_bytes)
@@ -49,6 +50,7 @@ def build_tryon_router(
             mask=body.mask,
             request_id=request_id_of(request),
             timeout_s=body.left_s,
+            share=Share(caller.tenant),
         )
         result = await pipeline.run(work, watch)
         headers = _headers(result, watch)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from deployments.bundle import Bundle
 from deployments.segmenters.base import Segmenter, SegmenterPlan
 from deployments.segmenters.registry import create_segmenter
+from serve.admission.gate import Gate
 from serve.catalog import Catalog
 from serve.demo.cases import demo_cases
 from serve.errors import RequestError, Sm4llError, SubjectNotFound
@@ -56,6 +57,7 @@ def build_offline(
         catalog=catalog,
         segment=_SegmentHere(segmenter),
         experts={},
+        gate=Gate({}),  # nothing is painted here
         threads=ThreadPoolExecutor(num_threads, thread_name_prefix="imaging"),
         limits=limits,
     )
