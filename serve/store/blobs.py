@@ -71,6 +71,9 @@ class Blobs:
     ) -> BlobKey:
         """Keep `data`, whole or not at all; keeping the same twice changes nothing.
 
+        In a local directory it outlives every process, but not a power cut in the next seconds:
+        what is damaged then is found by `get` and healed by another `put`.
+
         Args:
             sha256: what the caller believes the hash to be, where it knows.
 

@@ -206,7 +206,7 @@ UNSEEN = {"populate_existing": True, "synchronize_session": False}
 
 
 def _is(state: JobState) -> ColumnElement[bool]:
-    """Written into the statement: an index over one state is not used for a parameter."""
+    """Written into the statement: a prepared plan cannot use an index over one state otherwise."""
     return Job.state == literal(state, Job.state.type, literal_execute=True)
 
 
