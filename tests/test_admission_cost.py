@@ -1,5 +1,6 @@
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,6 +58,14 @@ def test_a_single_outlier_moves_a_settled_prediction_by_less_than_a_quarter(fact
     before_s = cost.line.at(9.0)
     cost.observe(9.0, before_s * factor)
     assert before_s * 0.99 <= cost.line.at(9.0) < 1.25 * before_s
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_nothing_is_learned_from_a_time_that_is_none(seconds: float) -> None:
+    cost = VersionCost()
+    cost.observe(9.0, seconds)
+    assert not cost.is_measured
+    assert cost.line == GUESS
 
 
 def test_a_version_that_became_ten_times_as_slow_is_believed_within_fifty_requests() -> None:

@@ -83,6 +83,22 @@ def test_five_times_overload_keeps_the_devices_at_work_that_counts(bias: float) 
     assert all((one.retry_after_s or 0) >= 1 for one in refusals)
 
 
+def test_after_a_stall_that_ruined_every_estimate_the_devices_are_full_again() -> None:
+    replicas, stall_s, until_s = 4, 200.0, 320.0
+    stalled = lane(max_waiting=256, replicas=replicas)
+    held = [Ticket(Share("a"), "eye@1", COST_S) for _ in range(replicas)]
+    assert all(stalled.offer(ticket, 0.0) for ticket in held)
+    doomed = Ticket(Share("a"), "eye@1", COST_S, stall_s + 10.0)
+    with pytest.raises(Overloaded):
+        stalled.offer(doomed, stall_s)  # nothing was finished for so long
+    for ticket in held:
+        stalled.end(ticket, stall_s)
+    times = [stall_s + at_s for at_s in poisson(5 * replicas / COST_S, until_s - stall_s, seed=5)]
+    outcomes = simulate(stalled, work("a", times, timeout_s=10.0), replicas)
+    done_s = sum(device_s(outcomes, until_s).values())
+    assert done_s >= 0.95 * replicas * (until_s - stall_s)
+
+
 def test_a_refused_caller_who_comes_back_when_told_is_served() -> None:
     """Retry-After is the truth when nobody else comes."""
     one_lane, timeout_s = lane(replicas=1), 5.0

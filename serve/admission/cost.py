@@ -3,6 +3,7 @@
 Starts from a guess and learns from what was measured; pure.
 """
 
+import math
 from dataclasses import dataclass
 
 from serve.messages import ExpertRequest
@@ -57,8 +58,8 @@ class VersionCost:
         return self._weight > 0
 
     def observe(self, num_units: float, measured_s: float) -> None:
-        """Learn from one finished request; nothing from a time that is not above zero."""
-        if measured_s <= 0:
+        """Learn from one finished request; nothing from a time that is none."""
+        if not 0 < measured_s < math.inf:
             return
         if self.is_measured:
             measured_s = min(measured_s, MAX_SURPRISE * self.line.at(num_units))
