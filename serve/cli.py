@@ -6,7 +6,7 @@ import typer
 
 from serve import __version__
 from serve.client import ApiError, ApiUnreachable
-from serve.commands import bench, cluster, experts, listing, plan, profile, tryon
+from serve.commands import bench, cluster, experts, listing, plan, profile, store, tryon
 from serve.commands.console import err, out
 from serve.errors import ConfigError, Sm4llError
 
@@ -31,9 +31,17 @@ versions.callback(invoke_without_command=True)(listing.experts)
 versions.command()(experts.freeze)
 app.add_typer(versions, name="experts")
 
+stores = typer.Typer(
+    help="The database and the blobs that what must survive is kept in.", no_args_is_help=True
+)
+stores.command()(store.upgrade)
+stores.command()(store.check)
+app.add_typer(stores, name="store")
+
 benches = typer.Typer(help="Measure; every figure is a ratio within one run.", no_args_is_help=True)
-for measure in (bench.gateway, bench.experts, bench.adapters, bench.packing, bench.gpu):
+for measure in (bench.gateway, bench.experts, bench.adapters, bench.packing, bench.admission):
     benches.command()(measure)
+benches.command()(bench.gpu)
 app.add_typer(benches, name="bench")
 
 

@@ -38,7 +38,8 @@ def sm4ll(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 COMMANDS = (
     *("up", "down", "tryon", "demo", "prepare", "profile", "plan", "experts", "experts freeze"),
-    *("bench gateway", "bench experts", "bench adapters", "bench packing", "bench gpu", "version"),
+    *("bench gateway", "bench experts", "bench adapters", "bench packing", "bench admission"),
+    *("bench gpu", "store upgrade", "store check", "version"),
 )
 
 

@@ -49,6 +49,11 @@ def adapters(output: Output = None) -> None:
     _run("adapters", output=output)
 
 
+def admission() -> None:
+    """The fair queue: time per decision, overload, and one tenant beside another's 10,000 jobs."""
+    _run("admission", output=None)
+
+
 def packing(output: Output = None) -> None:
     """The planner at 1,000 versions on 1,000 GPUs: seconds, and GPUs against the lower bound."""
     _run("packing", output=output)

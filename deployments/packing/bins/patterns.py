@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linprog
-from scipy.sparse import csc_array
 
 from deployments.packing.bins.bounds import Sizes
 from deployments.packing.bins.greedy import Bins, pack_best_fit, pack_fullest
@@ -73,6 +71,10 @@ def _group(sizes: Sizes) -> _Groups:
 
 def _generate(groups: _Groups, capacity: int) -> tuple[Sizes, Floats, Floats]:
     """Returns: (groups, patterns) counts; (patterns,) how often each; (groups,) prices."""
+    # Half a second to import, and only the hardest inputs come here.
+    from scipy.optimize import linprog
+    from scipy.sparse import csc_array
+
     alone = np.minimum(capacity // groups.weight, groups.count)
     columns = np.diag(alone)
     known = {column.tobytes() for column in columns.T}
