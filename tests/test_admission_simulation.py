@@ -173,6 +173,17 @@ def test_what_came_too_late_is_named_at_once_and_never_started() -> None:
     assert one_lane.num_waiting == 0
 
 
+def test_work_is_not_started_where_what_runs_before_it_would_make_it_late() -> None:
+    two = Lane(LaneLimits(2, rate_guess=1.0))
+    running = [Ticket(Share("a"), "eye@1", 5.0) for _ in range(2)]
+    assert all(two.offer(ticket, 0.0) for ticket in running)
+    waiting = [Ticket(Share("a"), "eye@1", 1.0, deadline_s) for deadline_s in (12.0, 40.0)]
+    assert not any(two.offer(ticket, 0.0) for ticket in waiting)
+    two.end(running[0], 8.0)
+    turns = two.advance(8.0)  # five seconds of the other, at the rate seen so far, and its own
+    assert (turns.expired, turns.started) == ((waiting[0],), (waiting[1],))
+
+
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["offer", "end", "leave", "pass"]),
