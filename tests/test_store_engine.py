@@ -14,6 +14,8 @@ from serve.store.address import parse_address
 from serve.store.engine import Database, PoolOptions
 from serve.store.failures import map_connect_errors, map_database_errors
 from serve.store.ids import new_id
+from serve.store.schema import upgrade
+from serve.store.sqlite_file import switch_to_log
 from serve.store.tables import ApiKey, Id, Job, JobClass, JobState, Tenant
 from tests.postgres import PostgresServer
 from tests.stores import START, add_job, add_tenant, opened
@@ -178,7 +180,9 @@ async def test_used_up_pool_is_said_to_be_so(store_url: str) -> None:
 async def test_sqlite_keeps_a_log_checks_references_and_survives_a_power_cut(
     tmp_path: Path,
 ) -> None:
-    async with opened(f"sqlite:///{tmp_path}/deep/down/sm4ll.db") as database:
+    url = f"sqlite:///{tmp_path}/deep/down/sm4ll.db"
+    await upgrade(url)
+    async with opened(url) as database:
         async with database.reading() as session:
             pragmas = ("journal_mode", "foreign_keys", "synchronous")
             found = [await session.scalar(text(f"PRAGMA {pragma}")) for pragma in pragmas]
@@ -272,6 +276,35 @@ def test_error_of_the_callers_own_is_left_alone() -> None:
         raise FileNotFoundError
     with pytest.raises(StoreUnavailable), map_connect_errors():
         raise OSError("Name or service not known")
+
+
+async def test_switch_of_a_new_file_waits_for_whoever_is_at_it(tmp_path: Path) -> None:
+    """SQLite itself does not wait there, whatever its timeout says."""
+    file = tmp_path / "sm4ll.db"
+    holder = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    holder.execute("CREATE TABLE mine (x)")
+    holder.execute("BEGIN")
+    holder.execute("SELECT * FROM mine").fetchall()
+    switching = asyncio.create_task(asyncio.to_thread(switch_to_log, file))
+    _, still_waiting = await asyncio.wait([switching], timeout=0.2)
+    assert still_waiting == {switching}
+    holder.close()
+    await switching
+    assert sqlite3.connect(file).execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "sm4ll.db").write_text(
+        "a letter, and not a short one, to nobody in particular " * 9
+    )
+    with pytest.raises(StoreUnavailable):
+        switch_to_log(tmp_path / "sm4ll.db")
+
+
+def test_directory_that_cannot_be_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot hold the database"):
+        Database(f"sqlite:///{tmp_path}/file/sm4ll.db")
 
 
 @pytest.mark.parametrize(

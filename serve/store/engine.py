@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from serve.store.address import is_sqlite, parse_address
 from serve.store.failures import map_connect_errors, map_database_errors
+from serve.store.sqlite_file import create_directory
 
 Session = AsyncSession
 """What a transaction is worked in; other packages pass it on and know nothing more of it."""
@@ -55,6 +56,11 @@ class Database:
     @property
     def is_sqlite(self) -> bool:
         return is_sqlite(self._url)
+
+    @property
+    def file(self) -> Path:
+        """Of SQLite only."""
+        return Path(str(self._url.database))
 
     @property
     def engine(self) -> AsyncEngine:
@@ -134,7 +140,7 @@ def _create_engine(url: URL, options: PoolOptions) -> AsyncEngine:
         return create_async_engine(
             url, pool_pre_ping=True, connect_args=_postgres_arguments(options), **pool
         )
-    Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    create_directory(Path(str(url.database)))
     arguments = {"timeout": options.busy_timeout_s, "isolation_level": None}
     engine = create_async_engine(url, connect_args=arguments, **pool)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
@@ -157,7 +163,6 @@ def _postgres_arguments(options: PoolOptions) -> dict[str, Any]:
 def _prepare_sqlite(connection: Any, _: object) -> None:
     cursor = connection.cursor()
     for pragma in (
-        "journal_mode = WAL",
         # What was answered with 202 survives a power cut too; NORMAL would lose the last commits.
         "synchronous = FULL",
         "foreign_keys = ON",

@@ -43,7 +43,7 @@ def map_database_errors() -> Iterator[None]:
         raise Sm4llError("The database refused a statement.") from error
     except exc.SQLAlchemyError as error:
         raise Sm4llError("The database layer was used wrongly.") from error
-    except (ConnectionError, TimeoutError) as error:
+    except (ConnectionError, TimeoutError, sqlite3.Error) as error:
         raise _unavailable("The database does not answer.") from error
 
 

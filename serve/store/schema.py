@@ -1,5 +1,6 @@
 """Bring a database to the schema of this code, and say whether it is there."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from sqlalchemy import Connection, text
 
 from serve.store.engine import Database, PoolOptions
 from serve.store.failures import map_connect_errors
+from serve.store.sqlite_file import switch_to_log
 from serve.store.tables import Table
 
 MIGRATIONS_DIR = Path(__file__).resolve().parent / "migrations"
@@ -47,6 +49,8 @@ async def upgrade(url: str) -> str:
     """
     database = Database(url, PoolOptions(statement_timeout_s=MIGRATION_TIMEOUT_S))
     try:
+        if database.is_sqlite:
+            await asyncio.to_thread(switch_to_log, database.file)
         with map_connect_errors():
             async with database.engine.begin() as connection:
                 if not database.is_sqlite:

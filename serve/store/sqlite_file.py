@@ -1,0 +1,56 @@
+"""The file of an embedded database: its directory, and the mode that stays with it."""
+
+import sqlite3
+from pathlib import Path
+
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
+
+from serve.errors import ConfigError
+from serve.store.failures import map_database_errors
+
+SWITCH_TIMEOUT_S = 10.0
+
+
+def create_directory(file: Path) -> None:
+    """For its owner only: the rows say who tried on what.
+
+    Raises:
+        ConfigError: there can be no such directory.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise ConfigError(f"{file.parent} cannot hold the database: {exc.strerror}.") from exc
+
+
+def switch_to_log(file: Path) -> None:
+    """Give the file a write-ahead log, so that readers and the writer do not wait for each other.
+
+    SQLite does not wait for the lock that this takes, whatever its timeout, so we do: processes
+    that start at once on a new file would otherwise fail.
+
+    Raises:
+        StoreUnavailable: the file cannot be opened, is none of SQLite's, or stays locked.
+    """
+    with map_database_errors():
+        for attempt in Retrying(
+            retry=retry_if_exception(_is_busy),
+            wait=wait_random(0.005, 0.05),
+            stop=stop_after_delay(SWITCH_TIMEOUT_S),
+            reraise=True,
+        ):
+            with attempt:
+                _switch(file)
+
+
+def _switch(file: Path) -> None:
+    connection = sqlite3.connect(file, timeout=SWITCH_TIMEOUT_S)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+    finally:
+        connection.close()
+
+
+def _is_busy(error: BaseException) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY
