@@ -279,7 +279,6 @@ def test_error_of_the_callers_own_is_left_alone() -> None:
 
 
 async def test_switch_of_a_new_file_waits_for_whoever_is_at_it(tmp_path: Path) -> None:
-    """SQLite itself does not wait there, whatever its timeout says."""
     file = tmp_path / "sm4ll.db"
     holder = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
     holder.execute("CREATE TABLE mine (x)")
