@@ -23,7 +23,7 @@ from deployments.recipes import BackendConfig, Diffusion, WarpConfig
 from serve.config import Config, FamilyConfig, VersionId, load_yaml
 from serve.errors import ConfigError
 from serve.messages import Expert
-from serve.schemas import Quality
+from serve.schemas.receipt import Quality
 
 MASKED_EXPERTS: Mapping[str, tuple[Expert, ...]] = {
     "matting": ("bg",),

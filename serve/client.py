@@ -7,7 +7,10 @@ from typing import Any, Self
 
 import httpx2
 
-from serve.schemas import ModelList, Problem, Readiness, Receipt, TryOnAnswer, TryOnOptions
+from serve.schemas.models import ModelList, Readiness
+from serve.schemas.problems import Problem
+from serve.schemas.receipt import Receipt
+from serve.schemas.tryon import TryOnAnswer, TryOnOptions
 
 TIMEOUT = httpx2.Timeout(120.0, connect=5.0)
 

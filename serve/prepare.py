@@ -25,7 +25,8 @@ from serve.imaging.limits import ImageLimits
 from serve.imaging.region import extract_crop
 from serve.pairs import Pair, Skipped
 from serve.receipts import digest_of, invert_plan
-from serve.schemas import Affine, InputDigest, MaskConvention, Quality, TryOnOptions
+from serve.schemas.receipt import Affine, InputDigest, Quality
+from serve.schemas.tryon import MaskConvention, TryOnOptions
 from serve.steps import Prepared, TryOnWork
 
 PAIR_TIMEOUT_S = 3600.0

@@ -10,7 +10,7 @@ from serve.imaging.decode import DecodedImage
 from serve.imaging.encode import LOSSLESS
 from serve.imaging.region import CropPlan
 from serve.messages import ExpertReply
-from serve.schemas import Affine, Format, InputDigest, OutsideReport, Receipt, Upstream
+from serve.schemas.receipt import Affine, Format, InputDigest, OutsideReport, Receipt, Upstream
 from serve.steps import Answer, CropWork, Inputs, Region, TryOnWork
 from serve.telemetry import Stopwatch
 

@@ -29,7 +29,8 @@ from serve.imaging.region import (
     upscale_region,
 )
 from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, UInt8Array
-from serve.schemas import Format, Receipt, TryOnOptions
+from serve.schemas.receipt import Format, Receipt
+from serve.schemas.tryon import TryOnOptions
 from serve.telemetry import Stopwatch
 
 SEGMENT_SIDE_PX = 1024

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from serve.schemas import Problem, Receipt, TryOnAnswer
+from serve.schemas.problems import Problem
+from serve.schemas.receipt import Receipt
+from serve.schemas.tryon import TryOnAnswer
 from tests.fakes import build_local_api
 from tests.pictures import box_mask, encoded, photo
 

@@ -14,7 +14,8 @@ from serve.client import ApiError, Client
 from serve.demo.cases import DemoCase, demo_cases
 from serve.errors import GenerationFailed, Overloaded, Sm4llError, SubjectNotFound
 from serve.messages import EXPERTS
-from serve.schemas import Problem, TryOnOptions
+from serve.schemas.problems import Problem
+from serve.schemas.tryon import TryOnOptions
 from tests.pictures import animated_gif, box_mask, encoded, photo, png_header
 
 pytestmark = pytest.mark.ray

@@ -8,7 +8,7 @@ from PIL import Image
 
 from serve.client import Client, TryOn
 from serve.demo.cases import DemoCase, demo_cases
-from serve.schemas import TryOnOptions
+from serve.schemas.tryon import TryOnOptions
 from tests.labelled_people import draw_labels, paint
 from tests.pictures import encoded
 

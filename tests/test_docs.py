@@ -13,7 +13,7 @@ from deployments.segmenters.registry import SEGMENTERS
 from serve import errors
 from serve.config import FamilyConfig
 from serve.errors import Sm4llError
-from serve.schemas import TryOnOptions
+from serve.schemas.tryon import TryOnOptions
 from serve.telemetry import STAGES
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from serve.errors import InvalidRequest
 from serve.imaging.decode import decode_image
 from serve.imaging.encode import LOSSLESS, MEDIA_TYPES, encode_image
 from serve.imaging.limits import ImageLimits
-from serve.schemas import Format
+from serve.schemas.receipt import Format
 from tests.image_files import build_exif, build_profile, make_rgb
 
 P3 = build_profile()

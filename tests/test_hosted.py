@@ -28,7 +28,7 @@ from serve.errors import (
     UpstreamFailed,
 )
 from serve.messages import Expert, ExpertReply, ExpertRequest, Landmarks
-from serve.schemas import TryOnAnswer
+from serve.schemas.tryon import TryOnAnswer
 from serve.settings import Settings
 from tests.fakes import build_local_api
 from tests.hosted_apis import KEY, HostedApis, picture, serve_apis

@@ -25,7 +25,7 @@ from deployments.segmenters.shapes import box_of, split
 from deployments.sources import ModelSource
 from serve.errors import BundleInvalid, NotSupported, SubjectNotFound
 from serve.messages import LANDMARK_NAMES, Expert, SegmentReply, SegmentRequest, UInt8Array
-from serve.schemas import TryOnAnswer
+from serve.schemas.tryon import TryOnAnswer
 from tests.fakes import build_local_api
 from tests.pictures import encoded, photo
 from tests.tiny.landmarks import (

@@ -8,7 +8,7 @@ from PIL import Image
 from serve.errors import ImageTooLarge, InvalidImage, MaskRejected
 from serve.imaging.limits import ImageLimits
 from serve.imaging.mask import check_mask_size, decode_mask
-from serve.schemas import MaskConvention
+from serve.schemas.tryon import MaskConvention
 from tests.image_files import encode_png16, make_region, make_rgb, save
 
 LIMITS = ImageLimits()

@@ -22,7 +22,7 @@ from deployments.segmenters.preprocessing import read_preprocessing
 from deployments.sources import ModelSource
 from serve.errors import BundleInvalid, NotSupported, SubjectNotFound
 from serve.messages import EXPERTS, Expert, SegmentReply, SegmentRequest, UInt8Array
-from serve.schemas import TryOnAnswer
+from serve.schemas.tryon import TryOnAnswer
 from tests.fakes import build_local_api
 from tests.labelled_people import draw_labels
 from tests.pictures import encoded, photo

@@ -32,7 +32,7 @@ from serve.errors import (
     SubjectNotFound,
 )
 from serve.messages import EXPERTS, Expert, SegmentReply, SegmentRequest, UInt8Array
-from serve.schemas import TryOnAnswer
+from serve.schemas.tryon import TryOnAnswer
 from tests.fakes import build_local_api
 from tests.labelled_people import COLOURS, LABELS, Pose, draw_labels, paint
 from tests.pictures import encoded, photo

@@ -23,7 +23,7 @@ from serve.imaging.region import (
     plan_crop,
     upscale_region,
 )
-from serve.schemas import Blend, Format
+from serve.schemas.receipt import Blend, Format
 from tests.image_files import build_profile, make_region, make_rgb
 
 P3 = build_profile()

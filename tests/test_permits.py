@@ -21,7 +21,7 @@ from serve.imaging.limits import ImageLimits
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
 from serve.permits import build_gate, plan_lane
 from serve.pipeline import Pipeline
-from serve.schemas import TryOnOptions
+from serve.schemas.tryon import TryOnOptions
 from serve.steps import TryOnWork
 from serve.telemetry import Stopwatch
 from tests.fakes import build_local_api

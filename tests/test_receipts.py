@@ -7,7 +7,8 @@ from deployments.recipes import NoopConfig
 from serve.catalog import Choice
 from serve.messages import ExpertReply, UpstreamCost
 from serve.receipts import passthrough_receipt
-from serve.schemas import Receipt, TryOnOptions, Upstream
+from serve.schemas.receipt import Receipt, Upstream
+from serve.schemas.tryon import TryOnOptions
 from serve.steps import TryOnWork
 from serve.telemetry import Stopwatch
 

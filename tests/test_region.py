@@ -22,7 +22,7 @@ from serve.imaging.region import (
     upscale_region,
 )
 from serve.receipts import invert_plan
-from serve.schemas import Blend
+from serve.schemas.receipt import Blend
 from tests.image_files import make_region, make_rgb, save
 
 BOUND = settings(max_examples=150, deadline=None, derandomize=True)

@@ -15,7 +15,7 @@ from rich.table import Table
 from serve.client import ApiError, Client
 from serve.demo.cases import demo_cases
 from serve.messages import EXPERTS, Expert
-from serve.schemas import TryOnOptions
+from serve.schemas.tryon import TryOnOptions
 
 pytestmark = pytest.mark.ray
 

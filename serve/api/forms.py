@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from serve.api.problems import invalid_fields
 from serve.errors import ImageTooLarge, InvalidImage, InvalidRequest, NotSupported
-from serve.schemas import TryOnJson, TryOnOptions
+from serve.schemas.tryon import TryOnJson, TryOnOptions
 
 PICTURES = ("person", "product", "mask")
 MAX_TEXT_BYTES = 4096

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from serve.schemas import Readiness
+from serve.schemas.models import Readiness
 
 ReadWaiting = Callable[[], Awaitable[tuple[str, ...]]]
 

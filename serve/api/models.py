@@ -6,7 +6,7 @@ from typing import Literal
 from fastapi import APIRouter
 
 from serve.catalog import Catalog
-from serve.schemas import ModelCard, ModelList
+from serve.schemas.models import ModelCard, ModelList
 
 State = Literal["ready", "starting", "idle"]
 ReadStates = Callable[[], Awaitable[Mapping[str, State]]]

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from serve.api.forms import Picture, PictureUrl, TryOnForm
 from serve.errors import DeadlineExceeded, FetchRefused, ImageTooLarge
-from serve.schemas import TryOnOptions
+from serve.schemas.tryon import TryOnOptions
 from serve.telemetry import Stopwatch
 
 

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from serve.errors import InvalidRequest, Sm4llError
-from serve.schemas import FieldProblem, Problem
+from serve.schemas.problems import FieldProblem, Problem
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:sm4ll:problem:"

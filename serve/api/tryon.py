@@ -15,7 +15,8 @@ from serve.api.problems import request_id_of
 from serve.errors import InvalidRequest
 from serve.imaging.limits import ImageLimits
 from serve.pipeline import Pipeline
-from serve.schemas import OutputImage, Problem, TryOnAnswer, TryOnJson, TryOnOptions
+from serve.schemas.problems import Problem
+from serve.schemas.tryon import OutputImage, TryOnAnswer, TryOnJson, TryOnOptions
 from serve.steps import TryOnResult, TryOnWork
 from serve.telemetry import Stopwatch
 

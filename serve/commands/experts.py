@@ -24,7 +24,7 @@ from serve.messages import EXPERTS, Expert
 from serve.pairs import LAYOUT, Pair, Skipped, find_pairs
 from serve.prepare import Manifest, Outcome, prepare_pairs, write_manifest
 from serve.prepared_page import write_page
-from serve.schemas import Quality
+from serve.schemas.receipt import Quality
 from serve.settings import Settings
 
 MAX_SHOWN = 20

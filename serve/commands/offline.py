@@ -17,7 +17,8 @@ from serve.messages import Expert, ExpertRequest, SegmentReply, SegmentRequest
 from serve.pairs import Pair
 from serve.pipeline import Pipeline
 from serve.prepare import Plan, build_work, name_maker
-from serve.schemas import MaskConvention, Quality
+from serve.schemas.receipt import Quality
+from serve.schemas.tryon import MaskConvention
 from serve.steps import Prepared, TryOnWork
 from serve.telemetry import Stopwatch
 

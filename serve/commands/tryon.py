@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from serve.client import Client
 from serve.commands.console import Url, err, out
 from serve.messages import EXPERTS
-from serve.schemas import TryOnOptions
+from serve.schemas.tryon import TryOnOptions
 from serve.settings import Settings
 
 EXTENSIONS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff"}

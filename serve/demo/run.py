@@ -17,7 +17,8 @@ from serve import __version__
 from serve.client import ApiError, Client
 from serve.demo.cases import DemoCase, demo_cases
 from serve.demo.page import DemoFacts, DemoReceipt, DemoResult, render_page
-from serve.schemas import Receipt, TryOnOptions
+from serve.schemas.receipt import Receipt
+from serve.schemas.tryon import TryOnOptions
 from serve.telemetry import STAGES
 
 CAPTION = "milliseconds per stage; outside: largest change of any pixel outside the region"

@@ -17,7 +17,7 @@ from serve.errors import InvalidRequest
 from serve.imaging.colour import reduce_depth
 from serve.imaging.decode import Pixels
 from serve.imaging.exif import MAX_EXIF_BYTES
-from serve.schemas import Format
+from serve.schemas.receipt import Format
 
 MEDIA_TYPES: dict[str, str] = {
     "png": "image/png",

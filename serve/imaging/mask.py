@@ -8,7 +8,7 @@ from serve.imaging.colour import reduce_depth
 from serve.imaging.decode import DecodedImage, decode_image
 from serve.imaging.limits import ImageLimits
 from serve.messages import UInt8Array
-from serve.schemas import MaskConvention
+from serve.schemas.tryon import MaskConvention
 
 _FULL_SHARE = 0.995
 # Photographs of persons: over 0.5 neither black nor white, over 0.08 of it coloured (24 samples).

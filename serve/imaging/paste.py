@@ -18,7 +18,7 @@ from serve.imaging.colour import IntBox, crop_to_srgb, from_srgb
 from serve.imaging.decode import DecodedImage, Pixels
 from serve.imaging.region import CropPlan, extract_crop, extract_map, restore_crop
 from serve.messages import UInt8Array
-from serve.schemas import Blend
+from serve.schemas.receipt import Blend
 
 FloatArray = NDArray[np.float32]
 _PAINTED_LEVELS = 12  # above resampling and codec noise, below any visible product

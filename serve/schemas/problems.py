@@ -1,0 +1,32 @@
+"""RFC 9457 problem details."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.schemas.base import Wire
+
+
+class FieldProblem(Wire):
+    """One field of the request that does not fit."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details, for every refusal and failure."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    """Stable; for programs."""
+    request_id: str
+    remedy: str | None = None
+    """What to change, for people."""
+    retry_after_s: Annotated[float | None, Field(ge=0)] = None
+    errors: list[FieldProblem] | None = None

@@ -1,0 +1,65 @@
+"""What a try-on request says and how it is answered."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from serve.messages import Expert
+from serve.schemas.base import Wire
+from serve.schemas.receipt import Blend, Format, Quality, Receipt
+
+Output = Literal["image", "layers"]
+MaskConvention = Literal["white_edits", "black_edits", "alpha_edits"]
+
+
+class TryOnOptions(Wire):
+    """Everything a try-on request says besides its pictures."""
+
+    expert: Expert
+    """Which expert works on the picture."""
+    version: str | None = Field(default=None, max_length=80)
+    """`eye@2` or just `2`; the deployment's default when absent."""
+    mask_convention: MaskConvention = "white_edits"
+    """What the mask's white, black or transparent pixels mean: may be edited."""
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+    """Same inputs and seed, same picture. Derived from the inputs when absent."""
+    num_images: int = Field(default=1, ge=1, le=4)
+    quality: Quality = "normal"
+    """How many denoising steps; each version says what a tier means for it."""
+    format: Format | None = None
+    """Of the answer; the person picture's own when absent (HEIC is answered as PNG)."""
+    blend: Blend = "exact"
+    """`exact` keeps the expert's colours, `seamless` solves for no visible seam; both inside
+    the region only."""
+    output: Output = "image"
+    """`layers` answers a zip: final picture, product layer, region, receipt."""
+    unit: str | None = Field(default=None, max_length=200)
+    """Whom an experiment keeps on one version: a SKU, collection or user of yours."""
+
+
+class TryOnJson(TryOnOptions):
+    """`POST /v1/tryon` as JSON: a picture is a data URI (`data:image/png;base64,...`) or an
+    https URL."""
+
+    person: str = Field(repr=False)
+    product: str = Field(repr=False)
+    mask: str | None = Field(default=None, repr=False)
+
+
+class OutputImage(Wire):
+    """One picture of a JSON answer."""
+
+    media_type: str
+    width: int
+    height: int
+    sha256: str
+    data: str = Field(repr=False)
+    """A data URI."""
+
+
+class TryOnAnswer(Wire):
+    """`POST /v1/tryon` answered as JSON."""
+
+    id: str
+    outputs: tuple[OutputImage, ...]
+    receipt: Receipt
