@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, inspect, text
 
+from serve.store.batch_tables import METADATA
 from serve.store.engine import Database
 from serve.store.schema import read_schema, upgrade
-from serve.store.tables import Table
 from tests.stores import opened
 
 pytestmark = pytest.mark.anyio
 
 # Workers claim across tenants; everything else is found through its tenant.
-ACROSS_TENANTS = {"ix_jobs_runnable", "ix_jobs_leases"}
+ACROSS_TENANTS = {"ix_jobs_runnable", "ix_jobs_leases", "ix_webhook_deliveries_due"}
 
 
 def describe(connection: Connection) -> dict[str, Any]:
@@ -60,8 +60,8 @@ async def test_migrations_and_create_all_agree_on_every_check_and_index(empty_ur
     async with opened(empty_url) as database:
         migrated = await described(database)
         async with database.engine.begin() as connection:
-            await connection.run_sync(Table.metadata.drop_all)
-            await connection.run_sync(Table.metadata.create_all)
+            await connection.run_sync(METADATA.drop_all)
+            await connection.run_sync(METADATA.create_all)
         assert migrated == await described(database)
 
 
@@ -69,7 +69,7 @@ async def test_empty_database_says_what_it_lacks(empty_url: str) -> None:
     async with opened(empty_url) as database:
         status = await read_schema(database)
     assert (status.current, status.is_current) == ("", False)
-    assert len(status.differences) >= len(Table.metadata.tables)
+    assert len(status.differences) >= len(METADATA.tables)
 
 
 async def test_column_that_nobody_migrated_is_named(database: Database) -> None:
@@ -103,7 +103,7 @@ async def test_upgrade_again_keeps_the_rows(store_url: str) -> None:
 def test_every_index_of_a_tenants_rows_begins_with_the_tenant() -> None:
     others = {
         index.name
-        for table in Table.metadata.tables.values()
+        for table in METADATA.tables.values()
         if "tenant_id" in table.columns
         for index in table.indexes
         if [column.name for column in index.columns][0] != "tenant_id"
@@ -112,7 +112,7 @@ def test_every_index_of_a_tenants_rows_begins_with_the_tenant() -> None:
 
 
 def test_a_row_of_one_tenant_cannot_refer_to_a_row_of_another() -> None:
-    for table in Table.metadata.tables.values():
+    for table in METADATA.tables.values():
         for constraint in table.foreign_key_constraints:
             columns = [column.name for column in constraint.columns]
             assert columns[0] == "tenant_id", constraint.name

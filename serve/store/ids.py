@@ -9,7 +9,7 @@ ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 NUM_SYMBOLS = 26
 ID_LENGTH = 4 + NUM_SYMBOLS
 
-Prefix = Literal["tnt", "key", "ast", "job"]
+Prefix = Literal["tnt", "key", "ast", "job", "bat", "whs", "whd"]
 
 
 def new_id(prefix: Prefix) -> str:

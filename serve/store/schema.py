@@ -14,10 +14,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
+from serve.store.batch_tables import METADATA
 from serve.store.engine import Database, PoolOptions
 from serve.store.failures import map_connect_errors
 from serve.store.sqlite_file import switch_to_log
-from serve.store.tables import Table
 
 MIGRATIONS_DIR = Path(__file__).resolve().parent / "migrations"
 MIGRATION_TIMEOUT_S = 900.0  # also the wait for another process's migration
@@ -84,7 +84,7 @@ def _upgrade(connection: Connection) -> None:
 def _read_status(connection: Connection) -> SchemaStatus:
     context = MigrationContext.configure(connection)
     current = context.get_current_revision() or ""
-    differences = compare_metadata(context, Table.metadata)
+    differences = compare_metadata(context, METADATA)
     return SchemaStatus(current, _script().get_current_head() or "", differences)
 
 

@@ -142,12 +142,32 @@ class LedgerEntry(Table):
     reserved_images: Mapped[int]
     settled_gpu_ms: Mapped[int | None] = mapped_column(BigInteger)
     settled_images: Mapped[int | None]
+    upstream_microusd: Mapped[int | None] = mapped_column(BigInteger)
+    """What a third party's API charged, in millionths of a dollar; none where nobody did."""
     day: Mapped[date]
     """The UTC day of the reservation, which usage and budgets are summed by."""
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     """When a reservation whose router died may be released; none for a job's, which outlives it."""
     closed_at: Mapped[datetime | None]
+
+
+class UsageCounter(Table):
+    """Sums of one tenant's ledger over one UTC month, changed in the transactions that change it.
+
+    A budget is one row to lock and compare, however many entries there are.
+    """
+
+    __tablename__ = "usage_counters"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    period: Mapped[str] = mapped_column(String(7), primary_key=True)
+    """`2026-11`, of the entries' `day`."""
+    reserved_gpu_ms: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Of open reservations only."""
+    reserved_images: Mapped[int] = mapped_column(BigInteger, default=0)
+    settled_gpu_ms: Mapped[int] = mapped_column(BigInteger, default=0)
+    settled_images: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class Asset(Table):
@@ -210,11 +230,17 @@ class Job(Table):
         Index(None, "tenant_id", "state", "created_at"),
         Index(None, "tenant_id", "subject"),
         Index(None, "tenant_id", "expires_at"),
+        Index(None, "tenant_id", "batch_id", "cell"),
     )
 
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     key_id: Mapped[str | None] = mapped_column(Id)
+    version: Mapped[str] = mapped_column(String(120), default="", server_default="")
+    """Chosen when the job was accepted: a retry is the same work."""
+    batch_id: Mapped[str | None] = mapped_column(Id)
+    cell: Mapped[int | None]
+    """Place in the batch's matrix, row by row."""
     state: Mapped[JobState] = mapped_column(choice(JobState, "state"), default=JobState.QUEUED)
     priority: Mapped[JobClass] = mapped_column(Rank(JobClass))
     request: Mapped[dict[str, Any]]
@@ -228,6 +254,7 @@ class Job(Table):
     num_events: Mapped[int] = mapped_column(default=0)
     """The sequence of its newest event; raising it is what serialises those who append."""
     runnable_at: Mapped[datetime]
+    """Not before this; `HELD_UNTIL` while its batch is paused."""
     lease_owner: Mapped[str | None] = mapped_column(String(200))
     lease_token: Mapped[str | None] = mapped_column(String(32))
     lease_expires_at: Mapped[datetime | None]

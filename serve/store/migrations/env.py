@@ -2,9 +2,7 @@
 
 from alembic import context
 
-from serve.store.tables import Table
+from serve.store.batch_tables import METADATA
 
-context.configure(
-    connection=context.config.attributes["connection"], target_metadata=Table.metadata
-)
+context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA)
 context.run_migrations()

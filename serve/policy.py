@@ -1,0 +1,42 @@
+"""What a tenant may do: one document, the same in YAML, over HTTP and in the database."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from serve.messages import Expert
+
+Scope = Literal["tryon", "jobs", "review", "admin"]
+SCOPES: tuple[Scope, ...] = ("tryon", "jobs", "review", "admin")
+Priority = Literal["interactive", "batch"]
+
+DAY_S = 86_400.0
+
+
+class TenantPolicy(BaseModel):
+    """Limits of one tenant; what is absent is not limited."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    experts: tuple[Expert, ...] | None = None
+    """Experts it may use; all when absent."""
+    versions: tuple[str, ...] | None = None
+    """Versions it may name or get, such as `eye@1`; all of its experts' when absent."""
+    requests_per_minute: PositiveInt | None = None
+    """Over all routers, in any 60 s; more are answered 429."""
+    concurrency: PositiveInt | None = None
+    """Try-ons at once: more synchronous ones are answered 429, more jobs wait."""
+    monthly_gpu_seconds: NonNegativeFloat | None = None
+    """Of one UTC month; a reservation above what is left is answered 429."""
+    monthly_images: NonNegativeInt | None = None
+    """Of one UTC month, as above."""
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Its part of the devices against the other tenants' while all of them wait."""
+    max_priority: Priority = "interactive"
+    """The highest class its work may have; `batch` goes behind everybody's interactive work."""
+    max_queued_jobs: PositiveInt = 50_000
+    """Jobs that may wait at once, batches' cells included."""
+    input_retention_s: NonNegativeFloat = 30 * DAY_S
+    """How long uploaded pictures are kept; at 0 they go as soon as their job has ended."""
+    result_retention_s: NonNegativeFloat = 30 * DAY_S
+    """How long results of jobs are kept; at 0 only synchronous answers are given."""

@@ -1,0 +1,1 @@
+"""Who calls, what that may do, what it used."""
