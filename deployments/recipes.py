@@ -23,6 +23,10 @@ class NoopConfig(Config):
     """Gives the crop back unchanged: measures everything around an expert."""
 
     kind: Literal["noop"] = "noop"
+    seconds: NonNegativeFloat = 0.0
+    """What one pass takes, asleep: a device that is busy while the processors are not."""
+    steps: PositiveInt = 1
+    """Reported evenly over that time; a request can be stopped at each."""
 
 
 class Prompt(Config):

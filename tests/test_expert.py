@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from deployments.backends.base import Memory, OnStep
+from deployments.backends.noop import NoopBackend
 from deployments.bundle import Bundle, Licence
 from deployments.expert import MAX_FAILURES_IN_A_ROW, ExpertReplica
 from deployments.golden import record_golden
@@ -23,6 +24,7 @@ from deployments.recipes import NoopConfig
 from serve.config import ReplicaPlan
 from serve.errors import (
     BundleInvalid,
+    Cancelled,
     DeadlineExceeded,
     GenerationFailed,
     OutOfDeviceMemory,
@@ -84,6 +86,30 @@ def test_noop_gives_the_crop_back_as_often_as_asked() -> None:
     assert reply.images_nhwc.shape == (2, 4, 4, 3)
     assert (reply.images_nhwc[1] == make_request().crop_hwc).all()
     assert reply.version == "top@noop"
+
+
+def test_noop_takes_its_time_in_equal_steps_and_stops_at_any_of_them() -> None:
+    slept: list[float] = []
+    noop = NoopBackend("top@noop", NoopConfig(seconds=2.0, steps=4), slept.append)
+    steps: list[tuple[int, int]] = []
+    noop.generate([make_request()], lambda *step: steps.append(step))
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert slept == [0.5] * 4
+
+    def stop(step: int, num_steps: int) -> None:
+        if step == 2:
+            raise Cancelled("stopped")
+
+    slept.clear()
+    with pytest.raises(Cancelled):
+        noop.generate([make_request()], stop)
+    assert slept == [0.5] * 2
+
+
+def test_a_noop_bundle_says_how_long_it_takes() -> None:
+    bundle = BUNDLE.model_copy(update={"backend": NoopConfig(seconds=0.02, steps=2)})
+    reply = asyncio.run(ExpertReplica((bundle,), PLAN).generate(make_request()))
+    assert reply.generate_ms >= 20
 
 
 def test_cancel_stops_the_backend_and_frees_the_replica() -> None:

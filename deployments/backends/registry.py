@@ -6,6 +6,7 @@ from deployments.backends.base import Backend
 from deployments.backends.noop import NoopBackend
 from deployments.bundle import Bundle
 from deployments.extras import needing_weights
+from deployments.recipes import NoopConfig
 from serve.config import ReplicaPlan
 from serve.errors import BundleInvalid
 from serve.settings import Settings
@@ -29,7 +30,9 @@ def _create_warp(bundles: Bundles, plan: ReplicaPlan) -> Backend:
 
 
 def _create_noop(bundles: Bundles, plan: ReplicaPlan) -> Backend:
-    return NoopBackend(_only(bundles).version)
+    bundle = _only(bundles)
+    assert isinstance(bundle.backend, NoopConfig)
+    return NoopBackend(bundle.version, bundle.backend)
 
 
 def _create_diffusion(bundles: Bundles, plan: ReplicaPlan) -> Backend:
