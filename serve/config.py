@@ -170,6 +170,8 @@ class RouterConfig(Config):
     batch_floor: float = Field(default=0.1, gt=0, lt=1)
     """Fraction of the GPU-seconds that batch work gets while interactive work waits too."""
     fetch: FetchConfig = FetchConfig()
+    webhooks: FetchConfig = FetchConfig(timeout_s=15.0)
+    """The same rules for messages to receivers; no redirect is followed at all."""
 
 
 class SegmenterConfig(Config):

@@ -12,7 +12,8 @@ import pytest
 
 from serve.config import FetchConfig
 from serve.errors import FetchRefused, ImageTooLarge
-from serve.fetching.fetch import Fetcher, map_fetch_errors
+from serve.fetching.dialer import map_fetch_errors
+from serve.fetching.fetch import Fetcher
 from tests.loopback_web import PICTURE, URL, Play, Web, answer, open_web, refusal
 
 
