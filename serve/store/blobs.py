@@ -121,6 +121,19 @@ class Blobs:
         if digest.hexdigest() != key.sha256:
             raise Sm4llError(f"The blob {key.path} is damaged.")
 
+    async def has(self, key: BlobKey) -> bool:
+        """Whether there is such a blob, without reading it.
+
+        Raises:
+            StoreUnavailable: the store does not answer or does not let us in.
+        """
+        try:
+            with map_blob_errors(key.path):
+                await obstore.head_async(self._store, key.path)
+        except NotFound:
+            return False
+        return True
+
     async def delete(self, key: BlobKey) -> None:
         """Forget a blob; one that is not there is forgotten already.
 

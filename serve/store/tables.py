@@ -191,6 +191,9 @@ class Asset(Table):
     sha256: Mapped[str] = mapped_column(Sha256)
     num_bytes: Mapped[int] = mapped_column(BigInteger)
     media_type: Mapped[str] = mapped_column(String(100))
+    width_px: Mapped[int | None]
+    """As it is seen, upright; none where it is no picture."""
+    height_px: Mapped[int | None]
     subject: Mapped[str] = mapped_column(String(128), default="")
     """Whose picture it is, as the tenant calls them; empty where it said nothing."""
     created_at: Mapped[datetime]
