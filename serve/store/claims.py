@@ -5,19 +5,24 @@ event, its settlement) is written together or not at all.
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Update, literal, select, tuple_, update
+from sqlalchemy import select, tuple_, update
 
 from serve.errors import Conflict, NotFound
 from serve.store.columns import utc_now
+from serve.store.endings import NO_USAGE, Usage, end_job, end_lease
 from serve.store.engine import Session
+from serve.store.events import append_event
 from serve.store.leases import Claim, Heartbeat, LeasePolicy
-from serve.store.tables import Job, JobClass, JobState
+from serve.store.picking import is_in, pick_runnable
+from serve.store.tables import Job, JobClass, JobEvent, JobState
 
 MAX_REAPED = 100
+STARTED = "started"
+QUEUED = "queued"
 LOST = {
     "code": "worker_lost",
     "title": "The worker stopped",
@@ -42,22 +47,32 @@ class Claims:
         *,
         tenant_id: str | None = None,
         priority: JobClass | None = None,
+        full_versions: Sequence[str] = (),
+        full_tenants: Sequence[str] = (),
     ) -> list[Claim]:
         """Take the jobs that have been runnable longest, interactive ones first.
 
         Args:
             owner: who asks, for the person who looks at the table.
             tenant_id: only this tenant's, where a fair queue has chosen whose turn it is.
+            full_versions, full_tenants: whose jobs are left where they are.
         """
-        await self.reap(session)
         now = self._now()
-        picked = _pick_runnable(now, limit, tenant_id, priority).cte("picked")
+        picked = pick_runnable(
+            now,
+            limit,
+            tenant_id=tenant_id,
+            priority=priority,
+            full_versions=full_versions,
+            full_tenants=full_tenants,
+        ).cte("picked")
         taken = (
             update(Job)
             .where(tuple_(Job.tenant_id, Job.id).in_(select(picked.c.tenant_id, picked.c.id)))
             .values(
                 state=JobState.RUNNING,
                 attempts=Job.attempts + 1,
+                num_events=Job.num_events + 1,
                 started_at=now,
                 heartbeat_at=now,
                 lease_owner=owner,
@@ -68,6 +83,8 @@ class Claims:
         )
         # Rows come back in no order of their own.
         jobs = sorted(await session.scalars(taken, execution_options=UNSEEN), key=_claim_order)
+        session.add_all([_started(job, now) for job in jobs])
+        await session.flush()
         return [_to_claim(job) for job in jobs]
 
     async def reap(self, session: Session) -> int:
@@ -78,15 +95,15 @@ class Claims:
         now = self._now()
         lapsed = (
             select(Job)
-            .where(_is(JobState.RUNNING), Job.lease_expires_at <= now)
+            .where(is_in(JobState.RUNNING), Job.lease_expires_at <= now)
             .order_by(Job.lease_expires_at)
             .limit(MAX_REAPED)
             .with_for_update(skip_locked=True)
         )
         jobs = list(await session.scalars(lapsed, execution_options=UNSEEN))
-        for job in jobs:
-            _end_lease(job)
-            self._try_again(job, LOST, now)
+        # All rows are locked; the ledgers follow in the order in which everybody takes them.
+        for job in sorted(jobs, key=lambda job: job.tenant_id):
+            await self._try_again(session, job, LOST, now)
         await session.flush()
         return len(jobs)
 
@@ -96,16 +113,34 @@ class Claims:
         Raises:
             Conflict: the job is no longer ours; stop working on it.
         """
-        now = self._now()
-        kept = (
-            _ours(claim)
-            .values(heartbeat_at=now, lease_expires_at=self._lease_end(now))
-            .returning(Job.lease_expires_at, Job.cancel_requested_at)
-        )
-        row = (await session.execute(kept)).first()
-        if row is None:
+        beats = await self.keep(session, [claim])
+        if claim.job_id not in beats:
             raise _lost(claim)
-        return Heartbeat(self._lease_end(now), row.cancel_requested_at is not None)
+        return beats[claim.job_id]
+
+    async def keep(self, session: Session, claims: Sequence[Claim]) -> Mapping[str, Heartbeat]:
+        """Keep many leases in one statement; a job that is absent in the answer is lost."""
+        if not claims:
+            return {}
+        now = self._now()
+        expires_at = self._lease_end(now)
+        kept = (
+            update(Job)
+            .where(_are_ours(claims))
+            .values(heartbeat_at=now, lease_expires_at=expires_at)
+            .returning(Job.id, Job.cancel_requested_at)
+            .execution_options(synchronize_session=False)
+        )
+        rows = await session.execute(kept)
+        return {row.id: Heartbeat(expires_at, row.cancel_requested_at is not None) for row in rows}
+
+    async def look(self, session: Session, claims: Sequence[Claim]) -> Mapping[str, bool]:
+        """Whether cancelling was asked for, by job; a job that is absent is lost. Writes nothing."""
+        if not claims:
+            return {}
+        found = select(Job.id, Job.cancel_requested_at).where(_are_ours(claims))
+        rows = await session.execute(found)
+        return {row.id: row.cancel_requested_at is not None for row in rows}
 
     async def release(self, session: Session, claim: Claim) -> None:
         """Give an unfinished job back at once, as a worker does that is being stopped.
@@ -116,21 +151,36 @@ class Claims:
             Conflict: the job is no longer ours.
         """
         job = await self._held(session, claim)
-        _end_lease(job)
         job.attempts -= 1
-        _queue_again(job, self._now())
-        await session.flush()
+        now = self._now()
+        await self._queue_again(session, job, now, now, {"reason": "released"})
 
-    async def succeed(self, session: Session, claim: Claim, result: dict[str, Any]) -> None:
+    async def postpone(
+        self, session: Session, claim: Claim, error: dict[str, Any], delay_s: float
+    ) -> JobState:
+        """Give a job back that found no capacity, for later; the attempt does not count.
+
+        Raises:
+            Conflict: the job is no longer ours.
+        """
+        job = await self._held(session, claim)
+        job.attempts -= 1
+        job.error = error
+        now = self._now()
+        runnable_at = now + timedelta(seconds=delay_s)
+        await self._queue_again(session, job, now, runnable_at, _why(error))
+        return job.state
+
+    async def succeed(
+        self, session: Session, claim: Claim, result: dict[str, Any], usage: Usage = NO_USAGE
+    ) -> None:
         """
         Raises:
             Conflict: the job is no longer ours; its result belongs to nobody.
         """
         job = await self._held(session, claim)
-        _end_lease(job)
         job.result, job.error = result, None
-        _finish(job, JobState.SUCCEEDED, self._now())
-        await session.flush()
+        await end_job(session, job, JobState.SUCCEEDED, self._now(), usage)
 
     async def fail(
         self, session: Session, claim: Claim, error: dict[str, Any], *, is_final: bool = False
@@ -145,17 +195,15 @@ class Claims:
             Conflict: the job is no longer ours.
         """
         job = await self._held(session, claim)
-        _end_lease(job)
         if is_final:
             job.error = error
-            _finish(job, JobState.FAILED, self._now())
+            await end_job(session, job, JobState.FAILED, self._now())
         else:
-            self._try_again(job, error, self._now())
-        await session.flush()
+            await self._try_again(session, job, error, self._now())
         return job.state
 
     async def cancel(self, session: Session, tenant_id: str, job_id: str) -> JobState:
-        """Cancel a waiting job; ask the worker of a running one, which learns it by heartbeat.
+        """Cancel a waiting job; ask the worker of a running one, which learns it by looking.
 
         Raises:
             NotFound: the tenant has no such job.
@@ -165,7 +213,7 @@ class Claims:
         if job is None:
             raise NotFound(f"There is no job {job_id}.")
         if job.state is JobState.QUEUED:
-            _finish(job, JobState.CANCELLED, self._now())
+            await end_job(session, job, JobState.CANCELLED, self._now())
         elif job.state is JobState.RUNNING:
             job.cancel_requested_at = job.cancel_requested_at or self._now()
         elif job.state is not JobState.CANCELLED:
@@ -179,9 +227,7 @@ class Claims:
             Conflict: the job is no longer ours.
         """
         job = await self._held(session, claim)
-        _end_lease(job)
-        _finish(job, JobState.CANCELLED, self._now())
-        await session.flush()
+        await end_job(session, job, JobState.CANCELLED, self._now())
 
     def _lease_end(self, now: datetime) -> datetime:
         return now + timedelta(seconds=self._policy.lease_s)
@@ -192,35 +238,54 @@ class Claims:
             raise _lost(claim)
         return job
 
-    def _try_again(self, job: Job, error: dict[str, Any], now: datetime) -> None:
+    async def _try_again(
+        self, session: Session, job: Job, error: dict[str, Any], now: datetime
+    ) -> None:
         job.error = error
         if job.attempts >= self._policy.max_attempts and job.cancel_requested_at is None:
-            _finish(job, JobState.PARKED, now)
-        else:
-            job.runnable_at = now + self._policy.backoff_after(job.attempts)
-            _queue_again(job, now)
+            await end_job(session, job, JobState.PARKED, now)
+            return
+        runnable_at = now + self._policy.backoff_after(job.attempts)
+        await self._queue_again(session, job, now, runnable_at, _why(error))
+
+    async def _queue_again(
+        self,
+        session: Session,
+        job: Job,
+        now: datetime,
+        runnable_at: datetime,
+        why: dict[str, Any],
+    ) -> None:
+        """Unless somebody wanted it cancelled while it ran."""
+        if job.cancel_requested_at is not None:
+            job.error = None
+            await end_job(session, job, JobState.CANCELLED, now)
+            return
+        end_lease(job)
+        job.state = JobState.QUEUED
+        job.runnable_at = runnable_at
+        await session.flush()
+        told = {**why, "attempts": job.attempts, "runnable_at": runnable_at.isoformat()}
+        await append_event(session, job.tenant_id, job.id, QUEUED, told, now)
 
 
 # A row this session has seen already would otherwise come back as it was then.
 UNSEEN = {"populate_existing": True, "synchronize_session": False}
 
 
-def _is(state: JobState) -> ColumnElement[bool]:
-    """Written into the statement: a prepared plan cannot use an index over one state otherwise."""
-    return Job.state == literal(state, Job.state.type, literal_execute=True)
+def _why(error: dict[str, Any]) -> dict[str, Any]:
+    return {"reason": error.get("code", "unknown"), "detail": error.get("detail", "")}
 
 
-def _pick_runnable(
-    now: datetime, limit: int, tenant_id: str | None, priority: JobClass | None
-) -> Select[str, str]:
-    """SQLite writes one transaction at a time and has no `FOR UPDATE`; there it is left out."""
-    picked = select(Job.tenant_id, Job.id).where(_is(JobState.QUEUED), Job.runnable_at <= now)
-    if tenant_id is not None:
-        picked = picked.where(Job.tenant_id == tenant_id)
-    if priority is not None:
-        picked = picked.where(Job.priority == priority)
-    oldest = picked.order_by(Job.priority, Job.runnable_at, Job.id).limit(limit)
-    return oldest.with_for_update(skip_locked=True)
+def _started(job: Job, now: datetime) -> JobEvent:
+    return JobEvent(
+        tenant_id=job.tenant_id,
+        job_id=job.id,
+        sequence=job.num_events,
+        kind=STARTED,
+        data={"attempt": job.attempts},
+        at=now,
+    )
 
 
 def _claim_order(job: Job) -> tuple[int, datetime, str]:
@@ -238,35 +303,21 @@ def _to_claim(job: Job) -> Claim:
         priority=job.priority,
         request=job.request,
         expires_at=job.lease_expires_at,
+        version=job.version,
+        predicted_gpu_ms=job.predicted_gpu_ms,
+        subject=job.subject,
+        deadline_at=job.deadline_at,
     )
 
 
-def _ours(claim: Claim) -> Update:
-    return update(Job).where(
-        Job.tenant_id == claim.tenant_id, Job.id == claim.job_id, Job.lease_token == claim.token
-    )
+def _are_ours(claims: Sequence[Claim]) -> Any:
+    held = [(claim.tenant_id, claim.job_id, claim.token) for claim in claims]
+    return tuple_(Job.tenant_id, Job.id, Job.lease_token).in_(held)
 
 
 async def _locked(session: Session, tenant_id: str, job_id: str) -> Job | None:
     found = select(Job).where(Job.tenant_id == tenant_id, Job.id == job_id).with_for_update()
     return await session.scalar(found, execution_options=UNSEEN)
-
-
-def _end_lease(job: Job) -> None:
-    job.lease_owner = job.lease_token = job.lease_expires_at = None
-
-
-def _queue_again(job: Job, now: datetime) -> None:
-    """Unless somebody wanted it cancelled while it ran."""
-    if job.cancel_requested_at is not None:
-        _finish(job, JobState.CANCELLED, now)
-    else:
-        job.state = JobState.QUEUED
-
-
-def _finish(job: Job, state: JobState, now: datetime) -> None:
-    job.state = state
-    job.finished_at = now
 
 
 def _lost(claim: Claim) -> Conflict:

@@ -33,6 +33,10 @@ class Claim:
     priority: JobClass
     request: dict[str, Any]
     expires_at: datetime
+    version: str = ""
+    predicted_gpu_ms: int = 0
+    subject: str = ""
+    deadline_at: datetime | None = None
 
 
 @dataclass(frozen=True)
