@@ -213,10 +213,14 @@ async def test_success_is_one_write_of_state_event_and_settlement(counter: Count
 async def test_end_that_is_undone_leaves_no_part_of_it(counter: Counter) -> None:
     job_id = await counter.accept_one()
     claim = await counter.claim_one()
-    with pytest.raises(ZeroDivisionError):
+
+    async def end_and_break() -> None:
         async with counter.database.transaction() as session:
             await counter.claims.succeed(session, claim, {}, Usage(gpu_ms=1, images=1))
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await end_and_break()
     assert (await counter.job(job_id)).state is JobState.RUNNING
     assert await counter.kinds(job_id) == ["queued", "started"]
     assert (await counter.entry(job_id)).state is LedgerState.RESERVED
@@ -227,10 +231,14 @@ async def test_job_ends_once(counter: Counter) -> None:
     claim = await counter.claim_one()
     async with counter.database.transaction() as session:
         await counter.claims.succeed(session, claim, {}, Usage(gpu_ms=7, images=1))
-    with pytest.raises(Conflict):
+
+    async def end_again() -> None:
         async with counter.database.transaction() as session:
             job = await get_job(session, "acme", job_id)
             await end_job(session, job, JobState.FAILED, START)
+
+    with pytest.raises(Conflict):
+        await end_again()
     with pytest.raises(Conflict):
         async with counter.database.transaction() as session:
             await counter.claims.fail(session, claim, PROBLEM, is_final=True)
@@ -350,6 +358,9 @@ async def test_finding_tenants_steps_through_an_index(counter: Counter) -> None:
         assert await find_waiting(session, START) == []
     ((statement, values),) = [each for each in seen if "jobs" in each[0]]
     plan = await explain(counter.database, statement, values)
-    assert plan.count("ix_jobs_tenant_runnable") == 3
+    # PostgreSQL prints no plan for what the recursive step selects.
+    num_uses = 3 if counter.database.is_sqlite else 2
+    assert plan.count("ix_jobs_tenant_runnable") == num_uses
+    assert "Aggregate" not in plan, "every waiting job is read"
     # Through that one the walk would read every job that has ended.
     assert "ix_jobs_tenant_id_state" not in plan

@@ -135,7 +135,7 @@ class Claims:
         return {row.id: Heartbeat(expires_at, row.cancel_requested_at is not None) for row in rows}
 
     async def look(self, session: Session, claims: Sequence[Claim]) -> Mapping[str, bool]:
-        """Whether cancelling was asked for, by job; a job that is absent is lost. Writes nothing."""
+        """Whether cancelling was asked for, by job; writes nothing. An absent job is lost."""
         if not claims:
             return {}
         found = select(Job.id, Job.cancel_requested_at).where(_are_ours(claims))

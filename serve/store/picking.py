@@ -71,14 +71,16 @@ async def find_waiting(session: Session, now: datetime) -> list[Waiting]:
             Job.runnable_at <= now,
         )
         .correlate(tenants, rank)
-        .exists()
+        .limit(1)
+        .scalar_subquery()
     )
     found = (
         select(Tenant.id, rank.c.priority, Tenant.policy)
         .select_from(tenants)
         .join(Tenant, Tenant.id == tenants.c.tenant_id)
         .join(rank, literal(True))
-        .where(Tenant.disabled_at.is_(None), runnable)
+        # Not EXISTS: PostgreSQL would turn that into a join with every waiting job.
+        .where(Tenant.disabled_at.is_(None), runnable.is_not(None))
         .order_by(Tenant.id, rank.c.priority)
     )
     rows = await session.execute(found)
