@@ -9,6 +9,7 @@ from deployments.recipes import Diffusion
 from serve.config import (
     Autoscaling,
     Deployed,
+    DrainTarget,
     FamilyConfig,
     Resources,
     RouterConfig,
@@ -24,24 +25,66 @@ GRACEFUL_SHUTDOWN_S = 90.0
 MIN_ONGOING_REQUESTS = 4
 
 
-def _replicas(autoscaling: Autoscaling) -> Options:
-    if autoscaling.min_replicas == autoscaling.max_replicas:
-        # Nothing to decide, so no caller needs to keep the autoscaler's books on every request.
-        return {"num_replicas": autoscaling.min_replicas}
-    config = {
+# Of deployments that report load: measured twice a second, told to the controller every second.
+# What else Serve averages over this time is their own ongoing requests.
+REPORT_INTERVAL_S = 1.0
+REPORT_LOOK_BACK_S = 2.5
+
+
+def _bounds(autoscaling: Autoscaling) -> Options:
+    return {
         "min_replicas": autoscaling.min_replicas,
         "max_replicas": autoscaling.max_replicas,
         "target_ongoing_requests": autoscaling.target_ongoing_requests,
+    }
+
+
+def _delays(autoscaling: Autoscaling) -> Options:
+    return {
         "upscale_delay_s": autoscaling.upscale_delay_s,
         "downscale_delay_s": autoscaling.downscale_delay_s,
+    }
+
+
+def _by_requests(autoscaling: Autoscaling) -> Options:
+    if autoscaling.min_replicas == autoscaling.max_replicas:
+        # Nothing to decide, so no caller needs to keep the autoscaler's books on every request.
+        return {"num_replicas": autoscaling.min_replicas}
+    return {"autoscaling_config": {**_bounds(autoscaling), **_delays(autoscaling)}}
+
+
+def _by_load(autoscaling: Autoscaling, versions: tuple[VersionId, ...]) -> Options:
+    """For serve/scaling.py, which finds its target in the arguments of a policy that has none.
+
+    Serve's own delays come after every policy: they are 0 here, the target brings ours.
+    """
+    if autoscaling.min_replicas == autoscaling.max_replicas:
+        return {"num_replicas": autoscaling.min_replicas}
+    target = DrainTarget(
+        versions=versions, target_drain_s=autoscaling.target_drain_s, **_delays(autoscaling)
+    )
+    told = {"policy_kwargs": target.model_dump(mode="json")}
+    no_delays = {"upscale_delay_s": 0.0, "downscale_delay_s": 0.0}
+    return {"autoscaling_config": {**_bounds(autoscaling), **no_delays, "policy": told}}
+
+
+def _reporting(autoscaling: Autoscaling) -> Options:
+    """Of a deployment whose replicas report load: Serve carries reports with the autoscaler's
+    books only, so these are kept also where the number of replicas is fixed."""
+    config = {
+        **_bounds(autoscaling),
+        **_delays(autoscaling),
+        # Deprecated in favour of variables that Ray 2.60 does not read; without it, 10 s.
+        "metrics_interval_s": REPORT_INTERVAL_S,
+        "look_back_period_s": REPORT_LOOK_BACK_S,
     }
     return {"autoscaling_config": config}
 
 
-def _common(name: str, autoscaling: Autoscaling, resources: Resources) -> Options:
+def _common(name: str, replicas: Options, resources: Resources) -> Options:
     return {
         "name": name,
-        **_replicas(autoscaling),
+        **replicas,
         "ray_actor_options": {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus},
         "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_S,
     }
@@ -49,7 +92,7 @@ def _common(name: str, autoscaling: Autoscaling, resources: Resources) -> Option
 
 def router_options(config: RouterConfig) -> Options:
     return {
-        **_common("Router", config.autoscaling, config.resources),
+        **_common("Router", _reporting(config.autoscaling), config.resources),
         "max_ongoing_requests": config.max_ongoing_requests,
     }
 
@@ -57,7 +100,7 @@ def router_options(config: RouterConfig) -> Options:
 def segmenter_options(config: SegmenterConfig, masker_id: str) -> Options:
     """Options of one masker's deployment: `Segmenter-classical`."""
     return {
-        **_common(f"Segmenter-{masker_id}", config.autoscaling, config.resources),
+        **_common(f"Segmenter-{masker_id}", _by_requests(config.autoscaling), config.resources),
         # Two full batches: one computing, one collecting.
         "max_ongoing_requests": 2 * config.max_batch_size,
     }
@@ -98,7 +141,8 @@ def max_ongoing_requests(group: ExpertGroup) -> int:
 def expert_options(group: ExpertGroup) -> Options:
     """Options of one expert deployment."""
     deployed = group.deployed
+    versions = tuple(bundle.version for bundle in group.bundles)
     return {
-        **_common(group.name, deployed.autoscaling, deployed.resources),
+        **_common(group.name, _by_load(deployed.autoscaling, versions), deployed.resources),
         "max_ongoing_requests": max_ongoing_requests(group),
     }

@@ -1,14 +1,17 @@
 """The whole graph on one screen: Router -> Segmenter -> one deployment per expert version."""
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve as rayserve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
 from deployments.bundle import load_family
 from deployments.expert import ExpertReplica
 from deployments.options import (
+    Options,
     expert_options,
     group_experts,
     router_options,
@@ -37,8 +40,8 @@ def build_app(args: AppArgs) -> Application:
     """
     family, bundles = load_family((args.family or Settings().family).resolve())
     segmenters = {
-        masker_id: rayserve.deployment(
-            SegmenterReplica, **segmenter_options(family.segmenter, masker_id)
+        masker_id: _deployment(
+            SegmenterReplica, segmenter_options(family.segmenter, masker_id)
         ).bind(family.segmenter, bundle.masker, bundle.home, family.weights)
         for masker_id, bundle in {bundle.masker.id: bundle for bundle in bundles.values()}.items()
     }
@@ -49,10 +52,15 @@ def build_app(args: AppArgs) -> Application:
             weights=family.weights,
             num_gpus=group.deployed.resources.num_gpus,
         )
-        handle = rayserve.deployment(ExpertReplica, **expert_options(group)).bind(
-            group.bundles, plan
-        )
+        handle = _deployment(ExpertReplica, expert_options(group)).bind(group.bundles, plan)
         experts.update(dict.fromkeys((bundle.version for bundle in group.bundles), handle))
-    return rayserve.deployment(IngressRouter, **router_options(family.router)).bind(
+    return _deployment(IngressRouter, router_options(family.router)).bind(
         family, bundles, segmenters, experts
     )
+
+
+def _deployment(target: Callable[..., object], options: Options) -> Deployment:
+    with warnings.catch_warnings():
+        # About the interval at which load is reported; see deployments/options.py.
+        warnings.filterwarnings("ignore", "The `metrics_interval_s` field", DeprecationWarning)
+        return rayserve.deployment(target, **options)

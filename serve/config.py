@@ -65,16 +65,32 @@ class Autoscaling(Config):
     min_replicas: NonNegativeInt = 1
     """0 frees the memory while idle and costs the first caller a cold start."""
     max_replicas: PositiveInt = 2
+    target_drain_s: PositiveFloat = 10.0
+    """Experts get the replicas that work off, in this time, all that runs and waits for them in
+    every router and in the database."""
     target_ongoing_requests: PositiveFloat = 2.0
-    """Serve adds replicas while the mean of running and waiting requests is above this."""
-    upscale_delay_s: NonNegativeFloat = 10.0
+    """What is no expert gets replicas while the mean of running and waiting requests is above
+    this; so does an expert of whose work nothing is reported."""
+    upscale_delay_s: NonNegativeFloat = 2.0
+    """More must have been needed for so long; a burst is seen within about 2 s before that."""
     downscale_delay_s: NonNegativeFloat = 300.0
+    """Less must have been needed for so long; also before the last replica goes."""
 
     @model_validator(mode="after")
     def _bounds_agree(self) -> Self:
         if self.max_replicas < self.min_replicas:
             raise ValueError("max_replicas is below min_replicas")
         return self
+
+
+class DrainTarget(Config):
+    """What an expert deployment's options tell the autoscaling policy; see serve/scaling.py."""
+
+    versions: tuple[str, ...]
+    """Whose work its replicas do."""
+    target_drain_s: PositiveFloat
+    upscale_delay_s: NonNegativeFloat
+    downscale_delay_s: NonNegativeFloat
 
 
 class Resources(Config):
@@ -149,7 +165,7 @@ class FetchConfig(Config):
 class RouterConfig(Config):
     """The ingress deployment."""
 
-    autoscaling: Autoscaling = Autoscaling(target_ongoing_requests=8.0)
+    autoscaling: Autoscaling = Autoscaling(target_ongoing_requests=8.0, upscale_delay_s=10.0)
     resources: Resources = Resources()
     max_ongoing_requests: PositiveInt = 256
     num_imaging_threads: PositiveInt = 2
@@ -177,7 +193,7 @@ class RouterConfig(Config):
 class SegmenterConfig(Config):
     """The shared preprocessing deployment."""
 
-    autoscaling: Autoscaling = Autoscaling(target_ongoing_requests=4.0)
+    autoscaling: Autoscaling = Autoscaling(target_ongoing_requests=4.0, upscale_delay_s=10.0)
     resources: Resources = Resources()
     max_batch_size: PositiveInt = 4
     batch_wait_s: NonNegativeFloat = 0.005

@@ -18,6 +18,7 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle
 
 from deployments.bundle import Bundle
+from serve.admission.load import report_gate
 from serve.api.app import build_api
 from serve.api.models import State
 from serve.catalog import Catalog
@@ -98,11 +99,12 @@ class Router:
         self._experts = {version: _Transports(handle) for version, handle in experts.items()}
         self._threads = ThreadPoolExecutor(config.num_imaging_threads, thread_name_prefix="imaging")
         self._logger = logging.getLogger("ray.serve")
+        self._gate = build_gate(family, bundles)
         self._pipeline = Pipeline(
             catalog=self._catalog,
             segment=self._segment,
             experts={version: self._expert_caller(version) for version in self._experts},
-            gate=build_gate(family, bundles),
+            gate=self._gate,
             threads=self._threads,
             limits=self._limits,
         )
@@ -118,6 +120,11 @@ class Router:
             self._logger,
             is_id_echoed_outside=True,  # by Serve's own middleware, which never skips
         )
+
+    # async: Serve would call it in another thread otherwise, while the gate's work changes.
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """The load at this router's gate; Serve calls it and tells the autoscaler."""
+        return report_gate(self._gate)
 
     async def _segment(self, request: SegmentRequest) -> SegmentReply:
         with map_handle_errors(f"the segmenter {request.masker}"):
