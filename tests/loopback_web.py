@@ -6,6 +6,7 @@ is led to 127.0.0.1.
 
 import asyncio
 import datetime as dt
+import re
 import socket
 import socketserver
 import ssl
@@ -26,6 +27,7 @@ from serve.config import FetchConfig
 from serve.errors import FetchRefused
 from serve.fetching.address import read_address
 from serve.fetching.fetch import Fetcher
+from serve.fetching.post import Poster
 
 SHOP = "shop.example.org"
 SHOP_IP = "93.184.216.34"
@@ -144,6 +146,8 @@ class Site:
     answers: dict[str, bytes | Play] = field(default_factory=dict)
     heads: list[str] = field(default_factory=list)
     """Of every request that arrived."""
+    bodies: list[bytes] = field(default_factory=list)
+    """As above; empty where none was sent."""
     server_names: list[str | None] = field(default_factory=list)
     """What each TLS client asked for (SNI)."""
     port: int = 0
@@ -158,12 +162,25 @@ class Site:
                 if not received:
                     return
                 head += received
+            head, _, body = head.partition(b"\r\n\r\n")
+            head += b"\r\n\r\n"
             self.heads.append(head.decode())
+            self.bodies.append(_read_body(connection, head, body))
             played = self.answers[head.split()[1].decode()]
             if callable(played):
                 played(connection)
             else:
                 connection.sendall(played)
+
+
+def _read_body(connection: socket.socket, head: bytes, body: bytes) -> bytes:
+    declared = re.search(rb"\r\ncontent-length: (\d+)\r\n", head, re.IGNORECASE)
+    while declared is not None and len(body) < int(declared[1]):
+        received = connection.recv(65536)
+        if not received:
+            break
+        body += received
+    return body
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -210,7 +227,7 @@ class Web:
         """Every host has its picture again, and nobody was there."""
         for site in (self.shop, self.cdn, self.plain):
             site.answers = {"/a.png": answer(PICTURE)}
-            site.heads, site.server_names = [], []
+            site.heads, site.bodies, site.server_names = [], [], []
 
     def names(self, **more: Sequence[Sequence[str]]) -> Names:
         return Names({SHOP: [(SHOP_IP,)], CDN: [(CDN_IP,)], **more})
@@ -233,6 +250,19 @@ class Web:
         return Fetcher(
             config or FetchConfig(),
             max_bytes,
+            resolve=names or self.names(),
+            ssl_context=self.authority.client_context,
+            network=network or self.network(),
+        )
+
+    def poster(
+        self,
+        config: FetchConfig | None = None,
+        names: Names | None = None,
+        network: LoopbackNetwork | None = None,
+    ) -> Poster:
+        return Poster(
+            config or FetchConfig(),
             resolve=names or self.names(),
             ssl_context=self.authority.client_context,
             network=network or self.network(),

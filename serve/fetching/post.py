@@ -95,7 +95,8 @@ def check_webhook_url(url: str, config: FetchConfig) -> str:
     address = read_address(_spelled_out(name))
     if address is not None and not rule_of(config)(address):
         raise _refused(NOT_PUBLIC)
-    return str(target.url)
+    asked = target.url.netloc + target.url.raw_path
+    return f"{target.scheme}://{asked.decode('ascii')}"
 
 
 def _spelled_out(host: str) -> str:

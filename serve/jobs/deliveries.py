@@ -93,12 +93,16 @@ class Deliverer:
         """
         num_attempts = 0
         try:
-            while (num_started := await self._start_due()) or self._sending:
+            while True:
+                # Before the claims: whom they found busy may be free by their end.
+                was_sending = bool(self._sending)
+                num_started = await self._start_due()
+                if not num_started and not was_sending:
+                    return num_attempts
                 num_attempts += num_started
                 await self._wait(None)
         finally:
             await self._finish()
-        return num_attempts
 
     async def run_forever(self, poll_s: float = 1.0) -> None:
         """As above, until it is cancelled; what is on its way then is finished."""
