@@ -190,6 +190,32 @@ class RouterConfig(Config):
     """The same rules for messages to receivers; no redirect is followed at all."""
 
 
+class JobsConfig(Config):
+    """How durable jobs are run."""
+
+    min_runners: PositiveInt = 1
+    max_runners: PositiveInt = 1
+    """Replicas of the job runner. One starts some hundred jobs a second; a second one takes over
+    what the first had a lease later when its machine dies."""
+    resources: Resources = Resources()
+    lease_s: PositiveFloat = 60.0
+    """A silent runner's jobs go to others after this; heartbeats come four times as often."""
+    max_attempts: PositiveInt = 5
+    """A job that has failed so often is parked."""
+    max_in_flight: PositiveInt = 256
+    """Jobs that one runner may have at the routers, all versions together."""
+    poll_s: PositiveFloat = 0.5
+    """How often the database is asked for work while there was none."""
+    run_timeout_s: PositiveFloat = 300.0
+    """One attempt that takes longer is stopped and counts as failed."""
+
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> Self:
+        if self.max_runners < self.min_runners:
+            raise ValueError("max_runners is below min_runners")
+        return self
+
+
 class SegmenterConfig(Config):
     """The shared preprocessing deployment."""
 
@@ -226,6 +252,7 @@ class FamilyConfig(Config):
     bundles_dir: Path = Path("experts")
     """Where the bundles lie, relative to this file."""
     router: RouterConfig = RouterConfig()
+    jobs: JobsConfig = JobsConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
     """Of every masker that the bundles name; each has its own deployment."""
     weights: WeightsConfig = WeightsConfig()

@@ -18,6 +18,7 @@ Sm4llError
     RateLimited             429
     QuotaExhausted          429
     Overloaded              503
+      ReplicaLost           503
     StoreUnavailable        503
     DeadlineExceeded        504
   BackendError              ours, for one request
@@ -200,6 +201,13 @@ class Overloaded(CapacityError):
 
     code = "overloaded"
     title = "The service is at capacity"
+
+
+class ReplicaLost(Overloaded):
+    """The replica that worked on it died; Serve brings another, and the work may be to blame."""
+
+    code = "replica_lost"
+    title = "The replica stopped"
 
 
 class StoreUnavailable(CapacityError):

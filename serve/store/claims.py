@@ -29,6 +29,12 @@ LOST = {
     "detail": "The worker that ran this job stopped answering.",
 }
 
+LATE = {
+    "code": "deadline_exceeded",
+    "title": "The deadline passed",
+    "detail": "The deadline passed while the job waited.",
+}
+
 
 class Claims:
     """While a lease lives nobody else gets its job; whoever lost it can change nothing more."""
@@ -105,6 +111,22 @@ class Claims:
         for job in sorted(jobs, key=lambda job: job.tenant_id):
             await self._try_again(session, job, LOST, now)
         await session.flush()
+        return len(jobs)
+
+    async def expire(self, session: Session) -> int:
+        """End waiting jobs whose deadline has passed; says how many."""
+        now = self._now()
+        late = (
+            select(Job)
+            .where(is_in(JobState.QUEUED), Job.deadline_at <= now)
+            .order_by(Job.tenant_id, Job.id)
+            .limit(MAX_REAPED)
+            .with_for_update(skip_locked=True)
+        )
+        jobs = list(await session.scalars(late, execution_options=UNSEEN))
+        for job in jobs:
+            job.error = LATE
+            await end_job(session, job, JobState.FAILED, now)
         return len(jobs)
 
     async def heartbeat(self, session: Session, claim: Claim) -> Heartbeat:
