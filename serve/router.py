@@ -23,7 +23,7 @@ from serve.api.app import build_api
 from serve.api.models import State
 from serve.catalog import Catalog
 from serve.config import DeployedVersion, FamilyConfig, VersionId
-from serve.errors import Cancelled, GenerationFailed, Overloaded, Sm4llError
+from serve.errors import Cancelled, GenerationFailed, Overloaded, ReplicaLost, Sm4llError
 from serve.fetching.fetch import Fetcher
 from serve.imaging.limits import ImageLimits
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
@@ -57,7 +57,7 @@ def map_handle_errors(deployment: str) -> Iterator[None]:
         raise Overloaded(f"{deployment} is not available", retry_after_s=10.0) from exc
     except RayActorError as exc:
         # The replica died with the request on it; Serve replaces it.
-        raise Overloaded(f"{deployment} lost its replica", retry_after_s=RETRY_AFTER_S) from exc
+        raise ReplicaLost(f"{deployment} lost its replica", retry_after_s=RETRY_AFTER_S) from exc
     except (RequestCancelledError, TaskCancelledError) as exc:
         raise Cancelled(f"the call to {deployment} was cancelled") from exc
 
