@@ -27,6 +27,7 @@ from serve.steps import (
     CropWork,
     Inputs,
     Prepared,
+    Progress,
     Region,
     TryOnResult,
     TryOnWork,
@@ -56,6 +57,16 @@ class ExpertCaller(Protocol):
     async def __call__(self, request: ExpertRequest, /) -> ExpertReply: ...
 
 
+OnStep = Callable[[int, int], None]
+"""Called with (step, num_steps)."""
+
+
+class ExpertFollower(Protocol):
+    """Asks the deployment of one expert version and says how far it is meanwhile."""
+
+    async def __call__(self, request: ExpertRequest, on_step: OnStep, /) -> ExpertReply: ...
+
+
 class Admission(Protocol):
     """Says when an expert may be asked, and whether at all."""
 
@@ -76,7 +87,13 @@ class Pipeline:
         threads: Executor,
         limits: ImageLimits,
         unix_time_s: Callable[[], float] = time.time,
+        followers: Mapping[str, ExpertFollower] | None = None,
     ):
+        """
+        Args:
+            followers: for work with a `progress`; without one it is told what it painted only.
+        """
+        self._followers = followers or {}
         self._catalog = catalog
         self._segment = segment
         self._experts = experts
@@ -114,6 +131,8 @@ class Pipeline:
         inputs, region, crop = prepared.inputs, prepared.region, prepared.crop
         reply = await self._paint(crop.request, work, watch)
         check_reply(reply, crop.request)
+        if work.progress is not None:
+            work.progress.on_painted(reply.images_nhwc)
         answers = [
             await self._in_thread(deliver, work, bundle, inputs, crop, reply, index, watch)
             for index in range(work.options.num_images)
@@ -128,9 +147,15 @@ class Pipeline:
             with watch.stage("queue"):
                 permit = await stack.enter_async_context(self._gate.admit(request, work.share))
             with watch.stage("expert"):
-                reply = await self._experts[request.version](request)
+                reply = await self._ask(request, work.progress)
             permit.learn(reply)
         return reply
+
+    async def _ask(self, request: ExpertRequest, progress: Progress | None) -> ExpertReply:
+        follow = self._followers.get(request.version)
+        if progress is None or follow is None:
+            return await self._experts[request.version](request)
+        return await follow(request, progress.on_step)
 
     async def prepare(self, work: TryOnWork, bundle: Bundle, watch: Stopwatch) -> Prepared:
         """Everything up to what the expert is asked; what training inputs are made of as well.

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -36,6 +37,15 @@ from serve.telemetry import Stopwatch
 SEGMENT_SIDE_PX = 1024
 
 
+class Progress(Protocol):
+    """Is told how far a try-on is, from the event loop; must not block."""
+
+    def on_step(self, step: int, num_steps: int, /) -> None: ...
+
+    def on_painted(self, images_nhwc: UInt8Array, /) -> None:
+        """The expert has answered; pasting, encoding and the proof are still to come."""
+
+
 @dataclass(frozen=True, slots=True)
 class TryOnWork:
     """What one request asks for."""
@@ -48,6 +58,8 @@ class TryOnWork:
     timeout_s: float
     share: Share = LOCAL_SHARE
     """On whose account it waits for an expert."""
+    progress: Progress | None = None
+    """Who follows it step by step; a synchronous caller does not."""
 
 
 @dataclass(frozen=True, slots=True)

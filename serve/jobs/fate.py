@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from serve.errors import (
+    Cancelled,
     CapacityError,
     DeadlineExceeded,
     GenerationFailed,
@@ -40,6 +41,8 @@ def decide_fate(error: Exception, is_past_deadline: bool) -> Fate:
         return Fate("fail", tell_problem(late))
     if isinstance(known, RequestError):
         return Fate("fail", problem)
+    if isinstance(known, Cancelled):  # by a router that goes away: nobody asked us
+        return Fate("postpone", problem, MIN_POSTPONE_S)
     if isinstance(known, CapacityError) and not isinstance(known, MAYBE_ITS_OWN_DOING):
         wanted_s = known.retry_after_s or MIN_POSTPONE_S
         return Fate("postpone", problem, min(max(wanted_s, MIN_POSTPONE_S), MAX_POSTPONE_S))

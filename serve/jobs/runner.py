@@ -93,6 +93,7 @@ class Runner:
 
     async def fill(self) -> int:
         """Claim and start what may start now; says how many."""
+        self._freed.clear()
         if self._is_stopping or self._windows.num_free <= 0:
             return 0
         async with self._database.reading() as session:
@@ -148,8 +149,7 @@ class Runner:
         return {version: gpu_ms / 1e3 for version, gpu_ms in sums.items()}
 
     async def wait(self, timeout_s: float) -> None:
-        """Until a job ends, or so long."""
-        self._freed.clear()
+        """Until a job has ended since the last `fill` began, or so long."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._freed.wait()
