@@ -37,6 +37,7 @@ from serve.steps import (
     decode_product,
     deliver,
     derive_seed,
+    measure_gpu_ms,
     pack,
     plan_work,
 )
@@ -240,6 +241,7 @@ class Pipeline:
             width=inputs.person.width,
             height=inputs.person.height,
             layers=layers,
+            gpu_ms=measure_gpu_ms(reply),
         )
 
     async def _pass_through(self, work: TryOnWork, choice: Choice, watch: Stopwatch) -> TryOnResult:
@@ -260,4 +262,5 @@ class Pipeline:
         reply = await self._paint(request, work, watch)
         receipt = passthrough_receipt(work, choice, reply, watch)
         file = reply.images_nhwc.tobytes()
-        return TryOnResult((file,), "application/octet-stream", receipt, 0, 0, None)
+        gpu_ms = measure_gpu_ms(reply)
+        return TryOnResult((file,), "application/octet-stream", receipt, 0, 0, None, gpu_ms)

@@ -73,6 +73,8 @@ class TryOnResult:
     height: int
     layers: bytes | None
     """The zip, when it was asked for."""
+    gpu_ms: int = 0
+    """This request's share of the pass that painted it, as it is charged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +240,11 @@ def check_reply(reply: ExpertReply, request: ExpertRequest) -> None:
         )
     if not images.any() and request.crop_hwc.any():
         raise GenerationFailed(f"{reply.version} answered a black picture")
+
+
+def measure_gpu_ms(reply: ExpertReply) -> int:
+    """This request's share of its pass, in whole milliseconds."""
+    return max(0, round(reply.generate_ms / max(1, reply.batch_size)))
 
 
 def deliver(
