@@ -16,9 +16,13 @@ from pathlib import Path
 
 import ray
 from ray import serve as rayserve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from serve.app import AppArgs, build_app
 from serve.errors import ConfigError
+from serve.scaling import POLICY
+from serve.settings import Settings
 
 APP_NAME = "sm4ll"
 # Crops and copies live in it for one request; Ray's default of a third of the memory is for
@@ -72,7 +76,9 @@ class LocalCluster:
         options = self._options
         _require_free_port(options.host, options.port)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        app = build_app(AppArgs(family=options.family))
+        args = AppArgs(family=(options.family or Settings().family).resolve())
+        # The controller has the graph built elsewhere, and would tell of a mistake much later.
+        build_app(args)
         ray.init(
             address="local",
             num_cpus=options.num_cpus or max(4, os.cpu_count() or 4),
@@ -84,15 +90,15 @@ class LocalCluster:
         )
         http_options = {"host": options.host, "port": options.port, "request_timeout_s": 120.0}
         rayserve.start(http_options=http_options)
-        target = rayserve.RunTarget(target=app, name=APP_NAME, route_prefix="/")
-        rayserve.run_many([target], wait_for_applications_running=False)
+        _deploy(args)
         self._wait(on_progress, stopped)
 
     def _wait(self, on_progress: OnProgress, stopped: threading.Event) -> None:
         num_polls = int(self._options.timeout_s / POLL_S)
         for _ in range(num_polls):
             status = rayserve.status().applications[APP_NAME]
-            on_progress({name: str(d.status.value) for name, d in status.deployments.items()})
+            if status.deployments:  # none while the graph is built
+                on_progress({name: str(d.status.value) for name, d in status.deployments.items()})
             if status.status == "RUNNING":
                 return
             if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
@@ -108,6 +114,24 @@ class LocalCluster:
             with contextlib.redirect_stdout(io.StringIO()):
                 rayserve.shutdown()
                 ray.shutdown()
+
+
+def _deploy(args: AppArgs) -> None:
+    """Hand the application over as a config, the only way in which Serve takes its policy.
+
+    The public ways there are the dashboard's REST API and the command that calls it: half a
+    gigabyte and seconds more for one call. `_get_global_client` is what that API itself calls.
+    """
+    app = ServeApplicationSchema(
+        name=APP_NAME,
+        route_prefix="/",
+        import_path="serve.app:build_app",
+        args=args.model_dump(mode="json"),
+        autoscaling_policy={"policy_function": POLICY},
+    )
+    client = _get_global_client()
+    assert client is not None  # it raises where there is none
+    client.deploy_apps(ServeDeploySchema(applications=[app]))
 
 
 def _reasons(message: str, deployments: Mapping[str, object]) -> str:

@@ -20,6 +20,7 @@ from serve.app import AppArgs, build_app
 from serve.config import Autoscaling, DeployedVersion, FamilyConfig, Resources
 from serve.errors import ConfigError
 from serve.messages import EXPERTS
+from serve.scaling import POLICY
 from serve.settings import CONFIGS_DIR
 
 
@@ -30,6 +31,8 @@ def test_serve_config_file_fits_serves_schema_and_its_target_imports() -> None:
     module, _, attribute = application.import_path.partition(":")
     assert getattr(importlib.import_module(module), attribute) is build_app
     AppArgs.model_validate(application.args)
+    assert application.autoscaling_policy is not None
+    assert application.autoscaling_policy["policy_function"] == POLICY
 
 
 def test_unknown_argument_is_refused() -> None:
