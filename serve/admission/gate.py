@@ -54,6 +54,10 @@ class Gate:
         self._waiters: dict[Ticket, asyncio.Future[None]] = {}
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
 
+    def quote(self, request: ExpertRequest) -> float:
+        """Predicted GPU-seconds of a request, as its permit would have them."""
+        return self._costs.predict(request.version, count_units(request))
+
     def backlog(self) -> Mapping[str, float]:
         """Predicted GPU-seconds that wait here, per version."""
         return self._per_version(lane.waiting_s() for lane in set(self._lanes.values()))

@@ -16,8 +16,8 @@ from sqlalchemy import Connection, or_, select
 
 from serve.errors import QuotaExhausted
 from serve.store.engine import Session
-from serve.store.ledger_book import (
-    Book,
+from serve.store.ledger_book import Book
+from serve.store.ledger_records import (
     Budget,
     Closing,
     Counter,
@@ -33,7 +33,10 @@ __all__ = [
     "Budget",
     "Closing",
     "Counter",
-    "Outcomes",
+    "Opening",
+    "Outcome",
+    "Posted",
+    "Posting",
     "Release",
     "Reservation",
     "Settlement",
@@ -51,12 +54,26 @@ __all__ = [
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Outcomes:
-    """What became of each, in the order it was given."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opening:
+    """A reservation and the budget it must fit."""
 
-    refusals: list[QuotaExhausted | None]
-    is_closed: list[bool]
+    reservation: Reservation
+    budget: Budget
+
+
+Posting = Opening | Closing
+Outcome = QuotaExhausted | bool
+"""Why it was refused; or True, and False where nothing was open to be closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """What became of each posting, in the order they were given, and the sums afterwards."""
+
+    outcomes: list[Outcome]
+    counters: dict[str, Counter]
+    """This month's, of every tenant that reserved."""
 
 
 async def reserve(
@@ -92,7 +109,9 @@ async def reserve_each(
     session: Session, wanted: Sequence[tuple[Reservation, Budget]], now: datetime
 ) -> list[QuotaExhausted | None]:
     """Reserve for many tenants in a few statements; says for each why it was refused, or None."""
-    return (await _run(session, lambda connection: post(connection, wanted, (), now))).refusals
+    postings = [Opening(reservation=each, budget=budget) for each, budget in wanted]
+    posted = await _run(session, lambda connection: post(connection, postings, now))
+    return [each if isinstance(each, QuotaExhausted) else None for each in posted.outcomes]
 
 
 async def settle(
@@ -124,7 +143,8 @@ async def settle(
 
 async def settle_each(session: Session, closings: Sequence[Closing], now: datetime) -> list[bool]:
     """Settle or release many, of many tenants, in a few statements."""
-    return (await _run(session, lambda connection: post(connection, (), closings, now))).is_closed
+    posted = await _run(session, lambda connection: post(connection, closings, now))
+    return [each is True for each in posted.outcomes]
 
 
 async def release(session: Session, tenant_id: str, work_item: str, now: datetime) -> bool:
@@ -176,28 +196,29 @@ async def read_counter(session: Session, tenant_id: str, now: datetime) -> Count
     )
 
 
-def post(
-    connection: Connection,
-    wanted: Sequence[tuple[Reservation, Budget]],
-    closings: Sequence[Closing],
-    now: datetime,
-) -> Outcomes:
-    """Reservations first, then closings, all in one pass over the book."""
+def post(connection: Connection, postings: Sequence[Posting], now: datetime) -> Posted:
+    """One after the other, in one pass over the book."""
+    reservations = [each.reservation for each in postings if isinstance(each, Opening)]
+    closings = [each for each in postings if not isinstance(each, Opening)]
     book = Book(connection, now)
-    book.open([reservation for reservation, _ in wanted], closings)
-    refusals: list[QuotaExhausted | None] = []
-    for reservation, budget in wanted:
-        refusal = None
-        if book.is_free(reservation):
-            refusal = book.refusal(
-                reservation.tenant_id, reservation.gpu_ms, reservation.images, budget
-            )
-        if refusal is None:
-            book.reserve(reservation)
-        refusals.append(refusal)
-    is_closed = [book.close(closing) for closing in closings]
+    book.open(reservations, closings)
+    outcomes = [_post(book, posting) for posting in postings]
     book.write()
-    return Outcomes(refusals, is_closed)
+    return Posted(outcomes, book.counters(each.tenant_id for each in reservations))
+
+
+def _post(book: Book, posting: Posting) -> Outcome:
+    if not isinstance(posting, Opening):
+        return book.close(posting)
+    reservation = posting.reservation
+    if not book.is_free(reservation):
+        return True
+    gpu_ms, images = reservation.gpu_ms, reservation.images
+    refusal = book.refusal(reservation.tenant_id, gpu_ms, images, posting.budget)
+    if refusal is not None:
+        return refusal
+    book.reserve(reservation)
+    return True
 
 
 async def _run(session: Session, work: Callable[[Connection], T]) -> T:
