@@ -5,9 +5,9 @@ Pure async with its collaborators passed in; knows neither HTTP nor Ray.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -42,6 +42,7 @@ from serve.steps import (
     plan_work,
 )
 from serve.telemetry import Stopwatch
+from serve.tenancy.account import Charge, Quote
 
 T = TypeVar("T")
 
@@ -74,6 +75,9 @@ class Admission(Protocol):
     def admit(
         self, request: ExpertRequest, share: Share, /
     ) -> AbstractAsyncContextManager[Permit]: ...
+
+    def quote(self, request: ExpertRequest, /) -> float:
+        """Predicted GPU-seconds."""
 
 
 class Pipeline:
@@ -130,23 +134,56 @@ class Pipeline:
         bundle = choice.bundle
         prepared = await self.prepare(work, bundle, watch)
         inputs, region, crop = prepared.inputs, prepared.region, prepared.crop
-        reply = await self._paint(crop.request, work, watch)
-        check_reply(reply, crop.request)
-        if work.progress is not None:
-            work.progress.on_painted(reply.images_nhwc)
-        answers = [
-            await self._in_thread(deliver, work, bundle, inputs, crop, reply, index, watch)
-            for index in range(work.options.num_images)
-        ]
-        return await self._result(work, choice, inputs, region, crop, reply, answers, watch)
+        async with self._charge(work, crop.request, bundle) as charge:
+            reply = await self._paint(crop.request, work, watch, charge)
+            check_reply(reply, crop.request)
+            if work.progress is not None:
+                work.progress.on_painted(reply.images_nhwc)
+            answers = [
+                await self._in_thread(deliver, work, bundle, inputs, crop, reply, index, watch)
+                for index in range(work.options.num_images)
+            ]
+            result = await self._result(work, choice, inputs, region, crop, reply, answers, watch)
+            await self._settle(charge, result, watch)
+        return result
+
+    @asynccontextmanager
+    async def _charge(
+        self, work: TryOnWork, request: ExpertRequest, bundle: Bundle
+    ) -> AsyncIterator[Charge | None]:
+        """Reserve what it will cost; whatever ends the block without a result costs nothing."""
+        if work.account is None:
+            yield None
+            return
+        quote = Quote(
+            expert=bundle.expert,
+            version=bundle.version,
+            gpu_s=self._gate.quote(request),
+            images=work.options.num_images,
+            timeout_s=work.timeout_s,
+        )
+        async with work.account.charge(quote) as charge:
+            yield charge
+
+    async def _settle(self, charge: Charge | None, result: TryOnResult, watch: Stopwatch) -> None:
+        if charge is None:
+            return
+        with watch.stage("settle"):
+            await charge.settle(
+                gpu_ms=result.gpu_ms,
+                images=result.num_images,
+                upstream_microusd=result.upstream_microusd,
+            )
 
     async def _paint(
-        self, request: ExpertRequest, work: TryOnWork, watch: Stopwatch
+        self, request: ExpertRequest, work: TryOnWork, watch: Stopwatch, charge: Charge | None
     ) -> ExpertReply:
         """Ask the expert when it is this request's turn; the permit is held until it answers."""
         async with AsyncExitStack() as stack:
             with watch.stage("queue"):
                 permit = await stack.enter_async_context(self._gate.admit(request, work.share))
+            if charge is not None:
+                charge.check()
             with watch.stage("expert"):
                 reply = await self._ask(request, work.progress)
             permit.learn(reply)
@@ -259,8 +296,12 @@ class Pipeline:
             seed=0,
             deadline_unix_s=self._unix_time_s() + work.timeout_s,
         )
-        reply = await self._paint(request, work, watch)
-        receipt = passthrough_receipt(work, choice, reply, watch)
-        file = reply.images_nhwc.tobytes()
-        gpu_ms = measure_gpu_ms(reply)
-        return TryOnResult((file,), "application/octet-stream", receipt, 0, 0, None, gpu_ms)
+        async with self._charge(work, request, choice.bundle) as charge:
+            reply = await self._paint(request, work, watch, charge)
+            receipt = passthrough_receipt(work, choice, reply, watch)
+            file = reply.images_nhwc.tobytes()
+            gpu_ms = measure_gpu_ms(reply)
+            media_type = "application/octet-stream"
+            result = TryOnResult((file,), media_type, receipt, 0, 0, None, gpu_ms)
+            await self._settle(charge, result, watch)
+        return result

@@ -10,8 +10,16 @@ from serve.imaging.decode import DecodedImage
 from serve.imaging.encode import LOSSLESS
 from serve.imaging.region import CropPlan
 from serve.messages import ExpertReply
-from serve.schemas.receipt import Affine, Format, InputDigest, OutsideReport, Receipt, Upstream
-from serve.steps import Answer, CropWork, Inputs, Region, TryOnWork
+from serve.schemas.receipt import (
+    Affine,
+    Format,
+    InputDigest,
+    OutsideReport,
+    Receipt,
+    Upstream,
+    Usage,
+)
+from serve.steps import Answer, CropWork, Inputs, Region, TryOnWork, measure_gpu_ms
 from serve.telemetry import Stopwatch
 
 
@@ -101,6 +109,7 @@ def _common(
         "batch_index": reply.batch_index,
         "blend": work.options.blend,
         "timings_ms": {**watch.stages_ms, "total": watch.total_ms},
+        "usage": Usage(gpu_s=measure_gpu_ms(reply) / 1e3, images=work.options.num_images),
         "upstream": None if reply.cost is None else Upstream(**asdict(reply.cost)),
     }
 

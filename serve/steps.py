@@ -33,6 +33,7 @@ from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, 
 from serve.schemas.receipt import Format, Receipt
 from serve.schemas.tryon import TryOnOptions
 from serve.telemetry import Stopwatch
+from serve.tenancy.account import Account
 
 SEGMENT_SIDE_PX = 1024
 
@@ -60,6 +61,8 @@ class TryOnWork:
     """On whose account it waits for an expert."""
     progress: Progress | None = None
     """Who follows it step by step; a synchronous caller does not."""
+    account: Account | None = None
+    """Who pays; nobody where somebody else holds the reservation, as a job's runner does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,16 @@ class TryOnResult:
     """The zip, when it was asked for."""
     gpu_ms: int = 0
     """This request's share of the pass that painted it, as it is charged."""
+
+    @property
+    def num_images(self) -> int:
+        return len(self.files)
+
+    @property
+    def upstream_microusd(self) -> int | None:
+        """What a third party charged for it."""
+        upstream = self.receipt.upstream
+        return None if upstream is None else round(upstream.usd * 1e6)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,14 @@ class Upstream(Wire):
     """In the provider's own unit, where it has one."""
 
 
+class Usage(Wire):
+    """What the tenant is charged for the answer."""
+
+    gpu_s: float
+    """This request's share of the passes that painted it."""
+    images: int
+
+
 class Receipt(Wire):
     """How one answer came to be; enough to make it again."""
 
@@ -85,6 +93,7 @@ class Receipt(Wire):
     affine: Affine | None
     outside: OutsideReport
     timings_ms: dict[str, float]
+    usage: Usage
     upstream: Upstream | None = None
     """None when the picture was painted in this cluster."""
     notes: tuple[str, ...] = ()

@@ -1,0 +1,134 @@
+"""What one request is charged to: a reservation around the work, closed however that ends."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from serve.policy import TenantPolicy
+from serve.store.ledger import Budget, Release, Reservation, Settlement
+from serve.store.ledger_records import utc_day
+from serve.tenancy.ledger import UsageLedger
+
+EXPIRY_MARGIN_S = 60.0
+"""After the deadline of a request: its answer may be under way, its settlement not yet written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quote:
+    """What is promised to one work item before it runs."""
+
+    expert: str
+    version: str
+    gpu_s: float
+    images: int
+    timeout_s: float
+
+
+def budget_of(policy: TenantPolicy) -> Budget:
+    """The month's budget in the ledger's units."""
+    gpu_s = policy.monthly_gpu_seconds
+    return Budget(
+        gpu_ms=None if gpu_s is None else round(gpu_s * 1e3), images=policy.monthly_images
+    )
+
+
+class Charge:
+    """One open reservation: settled once, or released when its block ends."""
+
+    def __init__(
+        self,
+        ledger: UsageLedger,
+        reservation: Reservation,
+        day: date,
+        written: "asyncio.Future[bool]",
+    ):
+        self._ledger = ledger
+        self._reservation = reservation
+        self._day = day
+        self._written = written
+        self._is_closed = False
+
+    def check(self) -> None:
+        """Before something expensive is begun: has it been refused meanwhile?
+
+        Raises:
+            QuotaExhausted, StoreUnavailable: it has.
+        """
+        if self._written.done():
+            self._written.result()
+
+    async def settle(
+        self, *, gpu_ms: int, images: int, upstream_microusd: int | None = None
+    ) -> None:
+        """Charge what it took. Waits until the reservation is on disk: only then may be answered.
+
+        Raises:
+            QuotaExhausted, StoreUnavailable: it never will be; nothing may be answered.
+        """
+        await asyncio.shield(self._written)
+        self._is_closed = True
+        self._ledger.close(
+            Settlement(
+                tenant_id=self._reservation.tenant_id,
+                work_item=self._reservation.work_item,
+                gpu_ms=gpu_ms,
+                images=images,
+                upstream_microusd=upstream_microusd,
+                day=self._day,
+            )
+        )
+
+    def end(self) -> None:
+        """Give back what was not settled; also where its writing is still under way."""
+        if self._is_closed or (self._written.done() and self._written.exception() is not None):
+            return
+        self._is_closed = True
+        self._ledger.close(
+            Release(
+                tenant_id=self._reservation.tenant_id,
+                work_item=self._reservation.work_item,
+                day=self._day,
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """Who pays for one work item, and what of."""
+
+    ledger: UsageLedger
+    tenant_id: str
+    key_id: str | None
+    work_item: str
+    budget: Budget
+
+    @asynccontextmanager
+    async def charge(self, quote: Quote) -> AsyncIterator[Charge]:
+        """Reserve what is quoted; what the block does not settle is released, however it ends.
+
+        Raises:
+            QuotaExhausted: the month's budget has no room for it.
+            StoreUnavailable: nothing can be written down.
+        """
+        now = self.ledger.now()
+        reservation = Reservation(
+            tenant_id=self.tenant_id,
+            work_item=self.work_item,
+            key_id=self.key_id,
+            expert=quote.expert,
+            version=quote.version,
+            gpu_ms=max(1, round(quote.gpu_s * 1e3)),
+            images=quote.images,
+            expires_at=now + timedelta(seconds=quote.timeout_s + EXPIRY_MARGIN_S),
+        )
+        is_ample = self.ledger.is_ample(reservation, self.budget)
+        written = self.ledger.reserve(reservation, self.budget)
+        charge = Charge(self.ledger, reservation, utc_day(now), written)
+        try:
+            if not is_ample:
+                await asyncio.shield(written)
+            yield charge
+        finally:
+            charge.end()

@@ -1,0 +1,262 @@
+"""Group commit: what one router reserves and settles at the same time is one transaction.
+
+Writing is what a request waits for, so it waits for as little as can be: while a budget is
+nowhere near its end the expert is asked before the reservation is on disk, and only the answer
+waits for it; what it cost is written together with somebody's next reservation.
+
+A router that dies between an answer and its settlement leaves a durable reservation. It expires
+and is released: the tenant got a picture for nothing, never paid twice.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+
+from serve.errors import QuotaExhausted, Sm4llError, StoreUnavailable
+from serve.store.columns import utc_now
+from serve.store.engine import Database
+from serve.store.ledger import (
+    Budget,
+    Closing,
+    Counter,
+    Opening,
+    Outcome,
+    Posting,
+    Reservation,
+    post,
+)
+from serve.store.ledger_records import period_of, utc_day
+
+LINGER_S = 0.05
+"""How long a settlement waits for a reservation to go with."""
+RETRY_S = 1.0
+MAX_POSTINGS = 256
+"""In one transaction: on SQLite about 30 ms in which nobody else writes."""
+MAX_UNSETTLED = 50_000
+"""Settlements kept while the database is away; more are left to expire in the tenant's favour."""
+AMPLE = 10
+"""A budget is far from its end when ten times what is open would still fit."""
+
+logger = logging.getLogger("ray.serve")
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """One posting on its way; nobody waits for a closing's outcome."""
+
+    posting: Posting
+    written: "asyncio.Future[bool] | None" = None
+
+
+@dataclass(slots=True)
+class _Known:
+    """What this router knows of one tenant's month."""
+
+    counter: Counter
+    unwritten_gpu_ms: int = 0
+    unwritten_images: int = 0
+
+
+class UsageLedger:
+    """The ledger of one process, used from its one event loop.
+
+    Postings are written in the order they came: a work item released and reserved again ends up
+    reserved.
+    """
+
+    def __init__(self, database: Database, now: Callable[[], datetime] = utc_now):
+        self._database = database
+        self._now = now
+        self._pending: deque[_Pending] = deque()
+        self._known: dict[str, _Known] = {}
+        self._writer: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def now(self) -> datetime:
+        """The clock that its entries are dated by."""
+        return self._now()
+
+    def is_ample(self, reservation: Reservation, budget: Budget) -> bool:
+        """Whether the budget will do for this and ten times all that is open, as far as is known.
+
+        A hint only: what the database says of the reservation is what counts.
+        """
+        if budget.gpu_ms is None and budget.images is None:
+            return True
+        known = self._known.get(reservation.tenant_id)
+        if known is None or known.counter.period != period_of(utc_day(self._now())):
+            return False
+        counter = known.counter
+        open_gpu_ms = counter.reserved_gpu_ms + known.unwritten_gpu_ms + reservation.gpu_ms
+        open_images = counter.reserved_images + known.unwritten_images + reservation.images
+        return _fits(budget.gpu_ms, counter.settled_gpu_ms, open_gpu_ms) and _fits(
+            budget.images, counter.settled_images, open_images
+        )
+
+    def reserve(self, reservation: Reservation, budget: Budget) -> "asyncio.Future[bool]":
+        """Begin to write a reservation; the future is done when it is on disk, or refused.
+
+        Raises:
+            QuotaExhausted, StoreUnavailable: from the future.
+        """
+        written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        known = self._known.get(reservation.tenant_id)
+        if known is not None:
+            known.unwritten_gpu_ms += reservation.gpu_ms
+            known.unwritten_images += reservation.images
+        opening = Opening(reservation=reservation, budget=budget)
+        self._pending.append(_Pending(opening, written))
+        self._wake()
+        return written
+
+    def close(self, closing: Closing) -> None:
+        """Settle or release soon; the caller has nothing to wait for."""
+        if len(self._pending) >= MAX_UNSETTLED:
+            logger.error("usage ledger: %s is left to expire", closing.work_item)
+            return
+        self._pending.append(_Pending(closing))
+        self._wake_after(LINGER_S)
+
+    async def flush(self) -> None:
+        """Wait until everything pending is written, or cannot be."""
+        self._wake()
+        while self._writer is not None:
+            await asyncio.shield(self._writer)
+
+    async def shut_down(self) -> None:
+        """Write what is pending; what cannot be written expires."""
+        await self.flush()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for pending in self._pending:
+            logger.error("usage ledger: %s is left to expire", _name(pending.posting))
+        self._pending.clear()
+
+    def _wake_after(self, seconds: float) -> None:
+        if self._timer is None and self._writer is None:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._wake)
+
+    def _wake(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._writer is None and self._pending:
+            self._writer = asyncio.get_running_loop().create_task(self._write_all())
+
+    async def _write_all(self) -> None:
+        try:
+            while taken := self._take():
+                try:
+                    await self._write(taken)
+                except StoreUnavailable as exc:
+                    self._put_off(taken, exc)
+                    break
+                except Exception:
+                    # Nobody may wait forever for what a mistake of ours has ended.
+                    logger.exception("usage ledger: %d postings are lost", len(taken))
+                    self._forget_unwritten(taken)
+                    for pending in taken:
+                        _fail(pending, StoreUnavailable("The usage ledger failed."))
+        finally:
+            self._writer = None
+            if self._pending:
+                self._wake_after(RETRY_S)
+
+    def _take(self) -> list[_Pending]:
+        count = min(len(self._pending), MAX_POSTINGS)
+        return [self._pending.popleft() for _ in range(count)]
+
+    async def _write(self, taken: list[_Pending]) -> None:
+        """All in one transaction; one by one where that fails and the database is not to blame.
+
+        Every posting may be written twice: what is reserved or closed is left as it is. So it does
+        no harm that a commit may have succeeded unseen.
+        """
+        try:
+            outcomes = await self._post(taken)
+        except StoreUnavailable:
+            raise
+        except Sm4llError as exc:
+            if len(taken) == 1:
+                self._forget_unwritten(taken)
+                _fail(taken[0], exc)
+                return
+            while taken:
+                await self._write(taken[:1])
+                del taken[0]
+            return
+        self._forget_unwritten(taken)
+        for pending, outcome in zip(taken, outcomes, strict=True):
+            _resolve(pending, outcome)
+
+    async def _post(self, taken: list[_Pending]) -> list[Outcome]:
+        now = self._now()
+        postings = [pending.posting for pending in taken]
+        posted = await self._database.write(lambda connection: post(connection, postings, now))
+        for tenant_id, counter in posted.counters.items():
+            known = self._known.get(tenant_id)
+            if known is None:
+                self._known[tenant_id] = _Known(counter)
+            else:
+                known.counter = counter
+        return posted.outcomes
+
+    def _forget_unwritten(self, ended: Iterable[_Pending]) -> None:
+        for pending in ended:
+            if not isinstance(pending.posting, Opening):
+                continue
+            reservation = pending.posting.reservation
+            known = self._known.get(reservation.tenant_id)
+            if known is not None:
+                known.unwritten_gpu_ms = max(0, known.unwritten_gpu_ms - reservation.gpu_ms)
+                known.unwritten_images = max(0, known.unwritten_images - reservation.images)
+
+    def _put_off(self, taken: list[_Pending], error: StoreUnavailable) -> None:
+        """The database is away: whoever waits learns it now, what is closed waits for its return.
+
+        All that waits, not only what was taken: each next try could take seconds to fail.
+        """
+        waiting = [*taken, *self._pending]
+        self._forget_unwritten(waiting)
+        self._pending.clear()
+        for pending in waiting:
+            if pending.written is None:
+                self._pending.append(pending)
+            else:
+                _fail(pending, error)
+
+
+def _fits(limit: int | None, settled: int, is_open: int) -> bool:
+    return limit is None or settled + AMPLE * is_open <= limit
+
+
+def _resolve(pending: _Pending, outcome: Outcome) -> None:
+    if pending.written is None:
+        if outcome is False:
+            # Released by its expiry, or a replay: the answer is out, and stays free.
+            logger.info("usage ledger: %s was closed already", _name(pending.posting))
+        return
+    if pending.written.done():
+        return
+    if isinstance(outcome, QuotaExhausted):
+        _fail(pending, outcome)
+    else:
+        pending.written.set_result(outcome)
+
+
+def _fail(pending: _Pending, error: Sm4llError) -> None:
+    if pending.written is None:
+        logger.error("usage ledger: %s: %s", _name(pending.posting), error)
+        return
+    with suppress(asyncio.InvalidStateError):
+        pending.written.set_exception(error)
+        pending.written.exception()  # whoever left does not ask for it
+
+
+def _name(posting: Posting) -> str:
+    return posting.reservation.work_item if isinstance(posting, Opening) else posting.work_item
