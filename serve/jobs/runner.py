@@ -123,6 +123,8 @@ class Runner:
     async def watch(self) -> None:
         """Stop what its caller wants cancelled, and what is no longer ours."""
         held = self._running()
+        if not held:
+            return
         async with self._database.reading() as session:
             seen = await self._claims.look(session, [each.claim for each in held])
         self._stop_unwanted(held, seen)
@@ -130,6 +132,8 @@ class Runner:
     async def beat(self) -> None:
         """Keep every lease."""
         held = self._running()
+        if not held:
+            return
         async with self._database.transaction() as session:
             beats = await self._claims.keep(session, [each.claim for each in held])
         seen = {job_id: beat.is_cancel_requested for job_id, beat in beats.items()}
