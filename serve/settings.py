@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     """`postgresql://...` for a cluster; SQLite in `data_dir` when absent."""
     blobs_url: SecretStr | None = None
     """`s3://bucket/prefix` for a cluster; a directory in `data_dir` when absent."""
+    redis_url: SecretStr | None = None
+    """`redis://...` for a cluster: rate limits and concurrency over all routers; each router counts
+    for itself when absent."""
     fashn_api_key: SecretStr | None = None
     """For versions that FASHN paints."""
     openai_api_key: SecretStr | None = None
