@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
 
 from serve.messages import Expert
 
@@ -11,6 +11,12 @@ SCOPES: tuple[Scope, ...] = ("tryon", "jobs", "review", "admin")
 Priority = Literal["interactive", "batch"]
 
 DAY_S = 86_400.0
+# What is larger is a mistake, and would not fit into the store's whole milliseconds.
+MAX_COUNT = 10**12
+MAX_RETENTION_S = 36_500 * DAY_S
+
+PositiveCount = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+RetentionSeconds = Annotated[float, Field(ge=0, le=MAX_RETENTION_S)]
 
 
 class TenantPolicy(BaseModel):
@@ -22,21 +28,26 @@ class TenantPolicy(BaseModel):
     """Experts it may use; all when absent."""
     versions: tuple[str, ...] | None = None
     """Versions it may name or get, such as `eye@1`; all of its experts' when absent."""
-    requests_per_minute: PositiveInt | None = None
+    requests_per_minute: PositiveCount | None = None
     """Over all routers, in any 60 s; more are answered 429."""
-    concurrency: PositiveInt | None = None
+    concurrency: PositiveCount | None = None
     """Try-ons at once: more synchronous ones are answered 429, more jobs wait."""
-    monthly_gpu_seconds: NonNegativeFloat | None = None
+    monthly_gpu_seconds: Annotated[float, Field(ge=0, le=MAX_COUNT)] | None = None
     """Of one UTC month; a reservation above what is left is answered 429."""
-    monthly_images: NonNegativeInt | None = None
+    monthly_images: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
     """Of one UTC month, as above."""
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Its part of the devices against the other tenants' while all of them wait."""
     max_priority: Priority = "interactive"
     """The highest class its work may have; `batch` goes behind everybody's interactive work."""
-    max_queued_jobs: PositiveInt = 50_000
+    max_queued_jobs: PositiveCount = 50_000
     """Jobs that may wait at once, batches' cells included."""
-    input_retention_s: NonNegativeFloat = 30 * DAY_S
+    input_retention_s: RetentionSeconds = 30 * DAY_S
     """How long uploaded pictures are kept; at 0 they go as soon as their job has ended."""
-    result_retention_s: NonNegativeFloat = 30 * DAY_S
+    result_retention_s: RetentionSeconds = 30 * DAY_S
     """How long results of jobs are kept; at 0 only synchronous answers are given."""
+
+    def allows(self, expert: str, version: str) -> bool:
+        """Whether work of the tenant may run on this version of this expert."""
+        is_expert = self.experts is None or expert in self.experts
+        return is_expert and (self.versions is None or version in self.versions)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,7 @@ from serve.messages import SegmentReply, SegmentRequest
 from serve.permits import build_gate
 from serve.pipeline import Pipeline
 from tests.loopback_web import refusing_fetcher
+from tests.tenants import KeyAdded, open_local_services
 
 
 def load_segmenters(bundles: Iterable[Bundle]) -> dict[str, Segmenter]:
@@ -42,8 +44,17 @@ def build_local_api(
     timeout_s: float | None = None,
     waiting_for: tuple[str, ...] = (),
     fetch: FetchPicture | None = None,
+    *,
+    is_key_added: bool = True,
 ) -> FastAPI:
-    """The API as the router builds it, on direct calls instead of handles."""
+    """The API as the router builds it, on direct calls instead of handles.
+
+    It has a store of its own (`tests.tenants.open_local_services`): `api.state.services` and
+    `api.state.settings`.
+
+    Args:
+        is_key_added: requests without a key get that of tenant `local`.
+    """
     family, bundles = load_family(family_file)
     if timeout_s is not None:
         router = family.router.model_copy(update={"default_timeout_s": timeout_s})
@@ -77,7 +88,9 @@ def build_local_api(
         threads=ThreadPoolExecutor(2),
         limits=limits,
     )
-    return build_api(
+    folder = tempfile.TemporaryDirectory(prefix="sm4ll-api-")
+    services, settings = open_local_services(Path(folder.name))
+    api = build_api(
         catalog,
         pipeline,
         limits,
@@ -85,4 +98,10 @@ def build_local_api(
         read_states,
         read_waiting,
         logging.getLogger("tests"),
+        services=services,
     )
+    api.state.services, api.state.settings = services, settings
+    api.state.folder = folder  # goes when the API goes
+    if is_key_added:
+        api.add_middleware(KeyAdded)
+    return api

@@ -33,6 +33,7 @@ from serve.prepare import Outcome, SampleMeta, prepare_pairs, write_manifest
 from serve.prepared_page import write_page
 from serve.settings import CONFIGS_DIR
 from tests.loopback_web import refusing_fetcher
+from tests.tenants import LOCAL_TOKEN, bearer, open_local_services
 
 CASES = {case.expert: case for case in demo_cases()}
 SIZES = [[512, 768], [768, 768], [768, 512]]
@@ -86,7 +87,9 @@ def offline(catalog: Catalog) -> OfflineOf:
 
 
 @pytest.fixture(scope="module")
-def serving(catalog: Catalog) -> tuple[TestClient, Mapping[str, RecordingExpert]]:
+def serving(
+    catalog: Catalog, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TestClient, Mapping[str, RecordingExpert]]:
     """The real API and pipeline over HTTP, with experts that write down what reaches them."""
     experts = {bundle.version: RecordingExpert() for bundle in catalog}
     built = build_offline(catalog, next(iter(catalog)), num_threads=2)
@@ -107,8 +110,18 @@ def serving(catalog: Catalog) -> tuple[TestClient, Mapping[str, RecordingExpert]
 
     logger = logging.getLogger("tests")
     fetch = refusing_fetcher()
-    api = build_api(catalog, pipeline, ImageLimits(), fetch, read_states, read_waiting, logger)
-    return TestClient(api), experts
+    services, _ = open_local_services(tmp_path_factory.mktemp("store"))
+    api = build_api(
+        catalog,
+        pipeline,
+        ImageLimits(),
+        fetch,
+        read_states,
+        read_waiting,
+        logger,
+        services=services,
+    )
+    return TestClient(api, headers=bearer(LOCAL_TOKEN)), experts
 
 
 def run(offline: Offline, pairs: list[Pair], out_dir: Path) -> list[Outcome]:

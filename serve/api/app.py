@@ -1,19 +1,27 @@
 """The HTTP application: middleware, problem rendering and one router per resource."""
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
 from serve import __version__
+from serve.api.assets import build_assets_router
+from serve.api.authentication import Authentication
 from serve.api.health import ReadWaiting, build_health_router
 from serve.api.middleware import BodyLimit, RequestContext
 from serve.api.models import ReadStates, build_models_router
+from serve.api.openapi import install_openapi
 from serve.api.pictures import FetchPicture
 from serve.api.problems import install_problem_handlers
+from serve.api.rate import RateLimit
 from serve.api.tryon import build_tryon_router
+from serve.api.webhooks import build_webhooks_router
 from serve.catalog import Catalog
 from serve.imaging.limits import ImageLimits
 from serve.pipeline import Pipeline
+from serve.services import Services
 
 DESCRIPTION = """Virtual try-on by specialised experts. A person photo and a product photo go in;
 the person wearing the product comes out; nothing else in the picture changes, and the answer
@@ -29,16 +37,39 @@ def build_api(
     read_waiting: ReadWaiting,
     logger: logging.Logger,
     *,
+    services: Services,
     is_id_echoed_outside: bool = False,
 ) -> FastAPI:
     """Put the application together; nothing here knows Ray."""
     router_config = catalog.family.router
-    app = FastAPI(title="sm4ll-serve", version=__version__, description=DESCRIPTION)
+
+    @asynccontextmanager
+    async def close_services(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await services.close()
+
+    app = FastAPI(
+        title="sm4ll-serve",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=close_services,
+        redoc_url=None,
+    )
     install_problem_handlers(app, logger)
-    # Added last runs first: the body limit's refusal already carries the request id.
+    install_openapi(app)
+    # Added last runs first: every refusal carries the request id, and nothing is read of a body
+    # before it is known whose it is.
+    app.add_middleware(RateLimit, hit=services.limits.hit)
+    app.add_middleware(Authentication, find_caller=services.keys.find_caller)
     app.add_middleware(BodyLimit, max_body_bytes=router_config.max_body_mib * 2**20)
     app.add_middleware(RequestContext, is_echoed_outside=is_id_echoed_outside)
-    app.include_router(build_tryon_router(pipeline, limits, fetch, router_config.default_timeout_s))
+    app.include_router(
+        build_tryon_router(pipeline, limits, fetch, router_config.default_timeout_s, services)
+    )
+    app.include_router(build_assets_router(services.assets, limits))
     app.include_router(build_models_router(catalog, read_states))
+    app.include_router(build_webhooks_router(services.database, router_config.webhooks))
     app.include_router(build_health_router(read_waiting))
     return app

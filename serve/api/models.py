@@ -1,12 +1,15 @@
 """`GET /v1/models`: every deployed expert version and how it stands."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
+from serve.api.identity import require
+from serve.api.responses import problems
 from serve.catalog import Catalog
 from serve.schemas.models import ModelCard, ModelList
+from serve.tenancy.caller import Caller
 
 State = Literal["ready", "starting", "idle"]
 ReadStates = Callable[[], Awaitable[Mapping[str, State]]]
@@ -15,8 +18,10 @@ ReadStates = Callable[[], Awaitable[Mapping[str, State]]]
 def build_models_router(catalog: Catalog, read_states: ReadStates) -> APIRouter:
     router = APIRouter(tags=["models"])
 
-    @router.get("/v1/models", summary="List expert versions")
-    async def list_models() -> ModelList:
+    @router.get("/v1/models", summary="List expert versions", responses=problems())
+    async def list_models(caller: Annotated[Caller, Depends(require())]) -> ModelList:
+        """What the caller's tenant may use, and how it stands; any valid key may ask."""
+        policy = caller.policy
         states = await read_states()
         cards = (
             ModelCard(
@@ -25,14 +30,14 @@ def build_models_router(catalog: Catalog, read_states: ReadStates) -> APIRouter:
                 title=bundle.title,
                 status=bundle.status,
                 state=states[bundle.version],
-                default=catalog.is_default(bundle),
+                default=catalog.is_default(bundle, policy),
                 backend=bundle.backend.kind,
                 preview=bundle.is_preview,
                 licence=bundle.licence.name,
                 commercial_use=bundle.licence.commercial_use,
                 steps=bundle.tiers.model_dump(),
             )
-            for bundle in catalog
+            for bundle in catalog.list_allowed(policy)
         )
         return ModelList(models=tuple(cards))
 

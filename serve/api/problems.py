@@ -43,6 +43,8 @@ def problem_response(error: Sm4llError, request_id: str) -> Response:
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"  # RFC 6750, section 3
     body = problem.model_dump(mode="json", exclude_none=True)
     return JSONResponse(body, error.status, headers, MEDIA_TYPE)
 

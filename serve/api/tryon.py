@@ -2,29 +2,39 @@
 
 import base64
 import hashlib
-from typing import Any
+import secrets
+from functools import partial
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from serve.admission.ticket import Share
 from serve.api.forms import read_tryon
-from serve.api.identity import identify
+from serve.api.identity import require
 from serve.api.pictures import FetchPicture, fetch_pictures
 from serve.api.problems import request_id_of
+from serve.api.responses import problems
 from serve.errors import InvalidRequest
 from serve.imaging.limits import ImageLimits
 from serve.pipeline import Pipeline
-from serve.schemas.problems import Problem
 from serve.schemas.tryon import OutputImage, TryOnAnswer, TryOnJson, TryOnOptions
+from serve.services import Services
 from serve.steps import TryOnResult, TryOnWork
 from serve.telemetry import Stopwatch
+from serve.tenancy.account import EXPIRY_MARGIN_S, Account, budget_of
+from serve.tenancy.caller import Caller
+from serve.tenancy.ledger import UsageLedger
 
-PROBLEM_STATUSES = (400, 404, 413, 422, 429, 500, 503, 504)
+PROBLEM_STATUSES = (404, 422, 429, 502, 504)
 
 
 def build_tryon_router(
-    pipeline: Pipeline, limits: ImageLimits, fetch: FetchPicture, timeout_s: float
+    pipeline: Pipeline,
+    limits: ImageLimits,
+    fetch: FetchPicture,
+    timeout_s: float,
+    services: Services,
 ) -> APIRouter:
     """The route, bound to its pipeline."""
     router = APIRouter(tags=["try-on"])
@@ -36,24 +46,30 @@ def build_tryon_router(
         responses=_responses(),
         openapi_extra={"requestBody": _request_body()},
     )
-    async def tryon(request: Request) -> Response:
+    async def tryon(
+        request: Request, caller: Annotated[Caller, Depends(require("tryon"))]
+    ) -> Response:
         """Answers the picture, or JSON with picture and receipt for `Accept: application/json`."""
-        caller = identify(request)
         watch = Stopwatch()
-        with watch.stage("read"):
-            form = await read_tryon(request, limits.max_bytes)
-        as_json = _wants_json(request.headers.get("accept", "*/*"), form.options)
-        body = await fetch_pictures(form, fetch, timeout_s, watch)
-        work = TryOnWork(
-            options=body.options,
-            person=body.person,
-            product=body.product,
-            mask=body.mask,
-            request_id=request_id_of(request),
-            timeout_s=body.left_s,
-            share=Share(caller.tenant),
-        )
-        result = await pipeline.run(work, watch)
+        policy = caller.policy
+        expires_s = timeout_s + EXPIRY_MARGIN_S
+        async with services.limits.hold(caller.tenant_id, policy.concurrency, expires_s):
+            with watch.stage("read"):
+                form = await read_tryon(request, limits.max_bytes)
+            as_json = _wants_json(request.headers.get("accept", "*/*"), form.options)
+            load = partial(services.assets.load, caller.tenant_id, is_live=True)
+            body = await fetch_pictures(form, fetch, timeout_s, watch, load=load)
+            work = TryOnWork(
+                options=body.options,
+                person=body.person,
+                product=body.product,
+                mask=body.mask,
+                request_id=request_id_of(request),
+                timeout_s=body.left_s,
+                share=Share(caller.tenant_id, policy.weight, caller.priority()),
+                account=_account(services.ledger, caller, request),
+            )
+            result = await pipeline.run(work, watch)
         headers = _headers(result, watch)
         if body.options.output == "layers":
             return Response(result.layers, 200, headers, "application/zip")
@@ -62,6 +78,22 @@ def build_tryon_router(
         return Response(result.files[0], 200, headers, result.media_type)
 
     return router
+
+
+def _account(ledger: UsageLedger, caller: Caller, request: Request) -> Account:
+    """A replay with the same Idempotency-Key is the same work item, and charged once."""
+    identity = request.scope["state"].get("idempotency_identity")
+    if identity is None:
+        work_item = f"tr_{secrets.token_hex(12)}"
+    else:
+        work_item = f"idm_{hashlib.sha256(str(identity).encode()).hexdigest()}"
+    return Account(
+        ledger=ledger,
+        tenant_id=caller.tenant_id,
+        key_id=caller.key_id,
+        work_item=work_item,
+        budget=budget_of(caller.policy),
+    )
 
 
 def _wants_json(accept: str, options: TryOnOptions) -> bool:
@@ -127,7 +159,7 @@ def _request_body() -> dict[str, Any]:
     properties = {
         "person": {
             **binary,
-            "description": "JPEG, PNG, WebP, TIFF or HEIC; or as text a data URI or an https URL",
+            "description": "JPEG, PNG, WebP, TIFF or HEIC; or as text a data URI, an https URL or an ast_ id",
         },
         "product": {**binary, "description": "on a plain or transparent background"},
         "mask": {**binary, "description": "same size as person; see mask_convention"},
@@ -159,8 +191,4 @@ def _responses() -> dict[int | str, dict[str, Any]]:
         "content": {**images, "application/zip": binary},
         "headers": {name: header for name in (*names, "Server-Timing")},
     }
-    problem = {"description": "problem+json", "content": {"application/problem+json": {}}}
-    return {
-        200: answer,
-        **{status: {**problem, "model": Problem} for status in PROBLEM_STATUSES},
-    }
+    return {200: answer, **problems(*PROBLEM_STATUSES)}
