@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 
@@ -30,6 +30,8 @@ from serve.messages import ExpertReply, ExpertRequest
 
 # Failures in a row, with nothing working between them, after which the replica is replaced.
 MAX_FAILURES_IN_A_ROW = 5
+# How often a caller is told of steps: four times a second.
+STEP_INTERVAL_S = 0.25
 # A pass that nobody stops may take longer than a process should take to exit.
 EXIT_WAIT_S = 10.0
 
@@ -175,17 +177,43 @@ class ExpertReplica:
             GenerationFailed: the backend raised something of its own.
             OutOfDeviceMemory: it cannot fit, or did not.
         """
-        max_rows = 1
-        if guard := self._guards.get(request.version):
-            guard.check(request)
-            max_rows = guard.best_rows(request)
-        member = self._batcher.submit(request, max_rows)
+        member = self._submit(request)
         with _expiring(member):
             try:
                 return await asyncio.wrap_future(member.answer)
             except asyncio.CancelledError:
                 member.leave()
                 raise
+
+    async def generate_steps(
+        self, request: ExpertRequest
+    ) -> AsyncIterator[tuple[int, int] | ExpertReply]:
+        """As `generate`, for a caller who wants to see it happen.
+
+        Yields:
+            (step, num_steps), the last of them always and the others no faster than a person
+            can watch; at the end the reply. Whoever stops listening stops it at its next step.
+        """
+        member = self._submit(request)
+        told = (0, request.num_steps)
+        try:
+            with _expiring(member):
+                answer = asyncio.wrap_future(member.answer)
+                while not answer.done():
+                    await asyncio.wait([answer], timeout=STEP_INTERVAL_S)
+                    if member.progress != told:
+                        told = member.progress
+                        yield told
+                yield await answer
+        finally:
+            member.leave()  # nothing, where it was answered
+
+    def _submit(self, request: ExpertRequest) -> Member:
+        max_rows = 1
+        if guard := self._guards.get(request.version):
+            guard.check(request)
+            max_rows = guard.best_rows(request)
+        return self._batcher.submit(request, max_rows)
 
     async def progress(self, request_id: str) -> tuple[int, int] | None:
         """Steps done and to do of a request that waits or runs here; None when it does not."""

@@ -11,6 +11,7 @@ from serve.config import (
     Deployed,
     DrainTarget,
     FamilyConfig,
+    JobsConfig,
     Resources,
     RouterConfig,
     SegmenterConfig,
@@ -94,6 +95,15 @@ def router_options(config: RouterConfig) -> Options:
     return {
         **_common("Router", _reporting(config.autoscaling), config.resources),
         "max_ongoing_requests": config.max_ongoing_requests,
+    }
+
+
+def runner_options(config: JobsConfig) -> Options:
+    replicas = Autoscaling(min_replicas=config.runners, max_replicas=config.runners)
+    return {
+        **_common("JobRunner", _reporting(replicas), config.resources),
+        # Nobody asks it anything: it asks the database.
+        "max_ongoing_requests": 4,
     }
 
 

@@ -1,4 +1,5 @@
-"""The whole graph on one screen: Router -> Segmenter -> one deployment per expert version."""
+"""The whole graph on one screen: Router -> Segmenter -> one deployment per expert version, and
+JobRunner -> Router."""
 
 import warnings
 from collections.abc import Callable
@@ -15,10 +16,12 @@ from deployments.options import (
     expert_options,
     group_experts,
     router_options,
+    runner_options,
     segmenter_options,
 )
 from deployments.segmentation import SegmenterReplica
 from serve.config import ReplicaPlan
+from serve.job_runner import JobRunner
 from serve.router import IngressRouter
 from serve.settings import Settings
 
@@ -54,8 +57,9 @@ def build_app(args: AppArgs) -> Application:
         )
         handle = _deployment(ExpertReplica, expert_options(group)).bind(group.bundles, plan)
         experts.update(dict.fromkeys((bundle.version for bundle in group.bundles), handle))
+    runner = _deployment(JobRunner, runner_options(family.jobs)).bind(family, bundles)
     return _deployment(IngressRouter, router_options(family.router)).bind(
-        family, bundles, segmenters, experts
+        family, bundles, segmenters, experts, runner
     )
 
 

@@ -193,10 +193,9 @@ class RouterConfig(Config):
 class JobsConfig(Config):
     """How durable jobs are run."""
 
-    min_runners: PositiveInt = 1
-    max_runners: PositiveInt = 1
-    """Replicas of the job runner. One starts some hundred jobs a second; a second one takes over
-    what the first had a lease later when its machine dies."""
+    runners: PositiveInt = 1
+    """One starts some hundred jobs a second; a second one takes over at once what the first
+    would leave for a lease when its machine dies."""
     resources: Resources = Resources()
     lease_s: PositiveFloat = 60.0
     """A silent runner's jobs go to others after this; heartbeats come four times as often."""
@@ -208,12 +207,6 @@ class JobsConfig(Config):
     """How often the database is asked for work while there was none."""
     run_timeout_s: PositiveFloat = 300.0
     """One attempt that takes longer is stopped and counts as failed."""
-
-    @model_validator(mode="after")
-    def _bounds_agree(self) -> Self:
-        if self.max_runners < self.min_runners:
-            raise ValueError("max_runners is below min_runners")
-        return self
 
 
 class SegmenterConfig(Config):

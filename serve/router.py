@@ -26,9 +26,13 @@ from serve.config import DeployedVersion, FamilyConfig, VersionId
 from serve.errors import Cancelled, GenerationFailed, Overloaded, ReplicaLost, Sm4llError
 from serve.fetching.fetch import Fetcher
 from serve.imaging.limits import ImageLimits
+from serve.jobs.run import JobOutcome, JobRun
+from serve.jobs.work import JobWork
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
 from serve.permits import build_gate
-from serve.pipeline import ExpertCaller, Pipeline
+from serve.pipeline import ExpertCaller, ExpertFollower, OnStep, Pipeline
+from serve.services import open_services
+from serve.settings import Settings
 
 PING_TIMEOUT_S = 2.0
 RETRY_AFTER_S = 2.0
@@ -86,7 +90,12 @@ class Router:
         bundles: Mapping[VersionId, Bundle],
         segmenters: Mapping[str, DeploymentHandle],
         experts: Mapping[VersionId, DeploymentHandle],
+        runner: DeploymentHandle,
     ):
+        """
+        Args:
+            runner: never called: it calls this. Being named here makes it part of the application.
+        """
         self._catalog = Catalog(family, bundles)
         config = family.router
         self._limits = ImageLimits(
@@ -99,6 +108,7 @@ class Router:
         self._experts = {version: _Transports(handle) for version, handle in experts.items()}
         self._threads = ThreadPoolExecutor(config.num_imaging_threads, thread_name_prefix="imaging")
         self._logger = logging.getLogger("ray.serve")
+        self._services = open_services(Settings())
         self._gate = build_gate(family, bundles)
         self._pipeline = Pipeline(
             catalog=self._catalog,
@@ -106,6 +116,14 @@ class Router:
             experts={version: self._expert_caller(version) for version in self._experts},
             gate=self._gate,
             threads=self._threads,
+            limits=self._limits,
+            followers={version: self._expert_follower(version) for version in self._experts},
+        )
+        self._work = JobWork(
+            database=self._services.database,
+            assets=self._services.assets,
+            run=self._pipeline.run,
+            fetch=self._fetch,
             limits=self._limits,
         )
 
@@ -118,8 +136,15 @@ class Router:
             self._read_states,
             self._read_waiting,
             self._logger,
+            services=self._services,
+            predict=self._gate.predict,
             is_id_echoed_outside=True,  # by Serve's own middleware, which never skips
         )
+
+    async def run_job(self, run: JobRun) -> JobOutcome:
+        """One attempt at a job, for the runner; it stops at the next step when the call is
+        cancelled."""
+        return await self._work(run)
 
     # async: Serve would call it in another thread otherwise, while the gate's work changes.
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -142,6 +167,25 @@ class Router:
             return reply
 
         return call
+
+    def _expert_follower(self, version: VersionId) -> ExpertFollower:
+        transports = self._experts[version]
+
+        async def follow(request: ExpertRequest, on_step: OnStep) -> ExpertReply:
+            handle = transports.choose(request.num_bytes).options(stream=True)
+            stream = handle.generate_steps.remote(request)
+            try:
+                with map_handle_errors(version):
+                    async for told in stream:
+                        if isinstance(told, ExpertReply):
+                            return told
+                        on_step(*told)
+            except asyncio.CancelledError:
+                stream.cancel()
+                raise
+            raise GenerationFailed(f"{version} ended without an answer")
+
+        return follow
 
     async def _answers(self, transports: "_Transports") -> bool:
         try:

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -18,12 +20,17 @@ from serve.api.app import build_api
 from serve.api.models import State
 from serve.api.pictures import FetchPicture
 from serve.catalog import Catalog
-from serve.config import ReplicaPlan
+from serve.config import JobsConfig, ReplicaPlan
 from serve.errors import Sm4llError
 from serve.imaging.limits import ImageLimits
-from serve.messages import SegmentReply, SegmentRequest
+from serve.jobs.chores import list_chores
+from serve.jobs.routine import Routine
+from serve.jobs.runner import Runner
+from serve.jobs.windows import plan_windows
+from serve.jobs.work import JobWork
+from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
 from serve.permits import build_gate
-from serve.pipeline import Pipeline
+from serve.pipeline import ExpertFollower, OnStep, Pipeline
 from tests.loopback_web import refusing_fetcher
 from tests.tenants import KeyAdded, open_local_services
 
@@ -46,8 +53,11 @@ def build_local_api(
     fetch: FetchPicture | None = None,
     *,
     is_key_added: bool = True,
+    jobs: JobsConfig | None = None,
 ) -> FastAPI:
     """The API as the router builds it, on direct calls instead of handles.
+
+    Its job runner lives as long as its lifespan: `with TestClient(api)`.
 
     It has a store of its own (`tests.tenants.open_local_services`): `api.state.services` and
     `api.state.settings`.
@@ -80,28 +90,80 @@ def build_local_api(
         return waiting_for
 
     limits = ImageLimits()
+    gate = build_gate(family, bundles)
     pipeline = Pipeline(
         catalog=catalog,
         segment=segment,
         experts={version: replica.generate for version, replica in replicas.items()},
-        gate=build_gate(family, bundles),
+        gate=gate,
         threads=ThreadPoolExecutor(2),
         limits=limits,
+        followers={version: follow_locally(replica) for version, replica in replicas.items()},
     )
     folder = tempfile.TemporaryDirectory(prefix="sm4ll-api-")
     services, settings = open_local_services(Path(folder.name))
+    fetch = fetch or refusing_fetcher()
     api = build_api(
         catalog,
         pipeline,
         limits,
-        fetch or refusing_fetcher(),
+        fetch,
         read_states,
         read_waiting,
         logging.getLogger("tests"),
         services=services,
+        predict=gate.predict,
+    )
+    work = JobWork(
+        database=services.database,
+        assets=services.assets,
+        run=pipeline.run,
+        fetch=fetch,
+        limits=limits,
+    )
+    config = jobs or JobsConfig(poll_s=0.02)
+    run_jobs_with(
+        api,
+        Runner(
+            database=services.database,
+            config=config,
+            windows=plan_windows(family, bundles),
+            dispatch=work,
+            owner="tests",
+        ),
+        config,
     )
     api.state.services, api.state.settings = services, settings
     api.state.folder = folder  # goes when the API goes
     if is_key_added:
         api.add_middleware(KeyAdded)
     return api
+
+
+def follow_locally(replica: ExpertReplica) -> ExpertFollower:
+    async def follow(request: ExpertRequest, on_step: OnStep) -> ExpertReply:
+        async for told in replica.generate_steps(request):
+            if isinstance(told, ExpertReply):
+                return told
+            on_step(*told)
+        raise AssertionError("a stream without a reply")
+
+    return follow
+
+
+def run_jobs_with(api: FastAPI, runner: Runner, config: JobsConfig) -> None:
+    """Start and stop a job runner on the API's own event loop."""
+    routine = Routine(list_chores(runner, config))
+    lifespan = api.router.lifespan_context
+
+    @asynccontextmanager
+    async def with_runner(app: FastAPI) -> AsyncIterator[Any]:
+        async with lifespan(app) as state:
+            routine.start()
+            try:
+                yield state
+            finally:
+                await routine.stop()
+                await runner.stop()
+
+    api.router.lifespan_context = with_runner

@@ -58,6 +58,10 @@ class Gate:
         """Predicted GPU-seconds of a request, as its permit would have them."""
         return self._costs.predict(request.version, count_units(request))
 
+    def predict(self, version: str, num_units: float) -> float:
+        """Predicted GPU-seconds of work that is known by its size only; see `cost.count_units`."""
+        return self._costs.predict(version, num_units)
+
     def backlog(self) -> Mapping[str, float]:
         """Predicted GPU-seconds that wait here, per version."""
         return self._per_version(lane.waiting_s() for lane in set(self._lanes.values()))

@@ -10,6 +10,8 @@ from serve import __version__
 from serve.api.assets import build_assets_router
 from serve.api.authentication import Authentication
 from serve.api.health import ReadWaiting, build_health_router
+from serve.api.job_events import build_job_events_router
+from serve.api.jobs import build_jobs_router, open_job_desk
 from serve.api.middleware import BodyLimit, RequestContext
 from serve.api.models import ReadStates, build_models_router
 from serve.api.openapi import install_openapi
@@ -20,6 +22,7 @@ from serve.api.tryon import build_tryon_router
 from serve.api.webhooks import build_webhooks_router
 from serve.catalog import Catalog
 from serve.imaging.limits import ImageLimits
+from serve.jobs.quote import PredictUnits
 from serve.pipeline import Pipeline
 from serve.services import Services
 
@@ -38,9 +41,14 @@ def build_api(
     logger: logging.Logger,
     *,
     services: Services,
+    predict: PredictUnits,
     is_id_echoed_outside: bool = False,
 ) -> FastAPI:
-    """Put the application together; nothing here knows Ray."""
+    """Put the application together; nothing here knows Ray.
+
+    Args:
+        predict: what work of a version will take, for what is accepted before it is decoded.
+    """
     router_config = catalog.family.router
 
     @asynccontextmanager
@@ -69,6 +77,9 @@ def build_api(
         build_tryon_router(pipeline, limits, fetch, router_config.default_timeout_s, services)
     )
     app.include_router(build_assets_router(services.assets, limits))
+    desk = open_job_desk(services, catalog, limits, fetch, predict)
+    app.include_router(build_jobs_router(desk))
+    app.include_router(build_job_events_router(services.database))
     app.include_router(build_models_router(catalog, read_states))
     app.include_router(build_webhooks_router(services.database, router_config.webhooks))
     app.include_router(build_health_router(read_waiting))

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from serve.api.problems import invalid_fields
-from serve.errors import ImageTooLarge, InvalidImage, InvalidRequest, NotSupported
+from serve.errors import ImageTooLarge, InvalidImage, InvalidRequest
 from serve.schemas.tryon import TryOnJson, TryOnOptions
 
 PICTURES = ("person", "product", "mask")
@@ -29,7 +29,14 @@ class PictureUrl:
     url: str
 
 
-Picture = bytes | PictureUrl
+@dataclass(frozen=True, slots=True)
+class PictureAsset:
+    """The id of a picture that was uploaded before; whose it is, nobody has looked yet."""
+
+    id: str
+
+
+Picture = bytes | PictureUrl | PictureAsset
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +49,34 @@ class TryOnForm:
     mask: Picture | None
 
 
-async def read_tryon(request: Request, max_image_bytes: int) -> TryOnForm:
-    """Read the body of `POST /v1/tryon`.
+@dataclass(frozen=True, slots=True)
+class FormModels:
+    """What a body is validated as besides its pictures, and with them where it is JSON."""
+
+    form: type[TryOnOptions]
+    json: type[BaseModel]
+    """Has the fields of `form`, and `person`, `product` and `mask` as text."""
+
+
+TRYON = FormModels(TryOnOptions, TryOnJson)
+
+
+async def read_tryon(
+    request: Request, max_image_bytes: int, models: FormModels = TRYON
+) -> TryOnForm:
+    """Read the body of `POST /v1/tryon`, or of a route that takes the same and more.
 
     Raises:
         InvalidRequest: not multipart or JSON, or a field is missing, unknown, doubled or wrong.
         ImageTooLarge: a picture has more than max_image_bytes.
-        NotSupported: a picture is given by asset id.
     """
     content_type, parameters = parse_options_header(request.headers.get("content-type", ""))
     if content_type == b"multipart/form-data":
         boundary = parameters.get(b"boundary", b"")
-        return _from_fields(await _read_multipart(request, boundary, max_image_bytes))
+        fields = await read_multipart(request, boundary, max_image_bytes)
+        return _from_fields(fields, models.form)
     if content_type == b"application/json":
-        return _from_json(await request.body(), max_image_bytes)
+        return _from_json(await request.body(), max_image_bytes, models)
     raise InvalidRequest(
         f"content type {content_type.decode('latin-1') or 'missing'!r} is not read here",
         remedy="send multipart/form-data or application/json",
@@ -65,8 +86,9 @@ async def read_tryon(request: Request, max_image_bytes: int) -> TryOnForm:
 class _Parts:
     """Collects the parts of one multipart body as the parser calls back."""
 
-    def __init__(self, max_image_bytes: int):
+    def __init__(self, max_image_bytes: int, pictures: tuple[str, ...]):
         self._max_image_bytes = max_image_bytes
+        self._pictures = pictures
         self._header = bytearray()
         self._headers: dict[bytes, bytes] = {}
         self._name = ""
@@ -101,7 +123,7 @@ class _Parts:
             raise InvalidRequest("a form part has no name")
         if self._name in self.fields:
             raise InvalidRequest(f"{self._name}: given twice")
-        is_picture = self._name in PICTURES
+        is_picture = self._name in self._pictures
         # A data URI in a text part is a third longer than the bytes it carries.
         self._limit_bytes = self._max_image_bytes * 4 // 3 + 64 if is_picture else MAX_TEXT_BYTES
 
@@ -122,12 +144,21 @@ def _part_name(disposition: bytes) -> str:
     return name
 
 
-async def _read_multipart(
-    request: Request, boundary: bytes, max_image_bytes: int
+async def read_multipart(
+    request: Request,
+    boundary: bytes,
+    max_image_bytes: int,
+    pictures: tuple[str, ...] = PICTURES,
 ) -> dict[str, bytes]:
+    """The parts by name; those that are no pictures are short.
+
+    Raises:
+        InvalidRequest: the body is damaged or ends early, or a part is doubled or has no name.
+        ImageTooLarge: a picture has more than max_image_bytes.
+    """
     if not boundary:
         raise InvalidRequest("multipart/form-data without a boundary")
-    parts = _Parts(max_image_bytes)
+    parts = _Parts(max_image_bytes, pictures)
     ended = False
 
     def on_end() -> None:
@@ -146,14 +177,14 @@ async def _read_multipart(
     return parts.fields
 
 
-def _from_fields(fields: dict[str, bytes]) -> TryOnForm:
+def _from_fields(fields: dict[str, bytes], model: type[TryOnOptions]) -> TryOnForm:
     options = {
         name: value.decode("utf-8", "replace")
         for name, value in fields.items()
         if name not in PICTURES and value != b""
     }
     try:
-        parsed = TryOnOptions.model_validate(options)
+        parsed = model.model_validate(options)
     except ValidationError as exc:
         raise invalid_fields(exc) from exc
     pictures = {name: _picture(name, fields[name]) for name in PICTURES if name in fields}
@@ -171,9 +202,9 @@ def _picture(name: str, value: bytes) -> Picture:
     return value
 
 
-def _from_json(body: bytes, max_image_bytes: int) -> TryOnForm:
+def _from_json(body: bytes, max_image_bytes: int, models: FormModels) -> TryOnForm:
     try:
-        parsed = TryOnJson.model_validate_json(body)
+        parsed: Any = models.json.model_validate_json(body)
     except ValidationError as exc:
         raise invalid_fields(exc) from exc
     mask = None if parsed.mask is None else read_reference("mask", parsed.mask)
@@ -189,21 +220,22 @@ def _from_json(body: bytes, max_image_bytes: int) -> TryOnForm:
 
 
 def read_reference(name: str, reference: str) -> Picture:
-    """A picture given as text: the bytes of a data URI, or a URL as it is.
+    """A picture given as text: the bytes of a data URI, or a URL or asset id as it is.
 
     Raises:
-        InvalidRequest: neither a data URI, a URL nor anything else this API knows.
-        NotSupported: an asset id.
+        InvalidRequest: neither a data URI, a URL nor an asset id.
     """
     start = reference[:6].lower()
     if start.startswith("data:"):
         return _data_uri(name, reference)
     if start.startswith(("http:", "https:")):
         return PictureUrl(reference)
-    inline = "send the file itself, a data URI (data:image/png;base64,...) or an https URL"
     if start.startswith("ast_"):
-        raise NotSupported(f"{name}: asset ids are not known here", remedy=inline)
-    raise InvalidRequest(f"{name}: neither a data URI nor a URL", remedy=inline)
+        return PictureAsset(reference)
+    raise InvalidRequest(
+        f"{name}: neither a data URI, a URL nor an asset id",
+        remedy="send the file, a data URI (data:image/png;base64,...), an https URL or an ast_ id",
+    )
 
 
 def _data_uri(name: str, uri: str) -> bytes:

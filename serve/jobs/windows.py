@@ -41,11 +41,11 @@ class Windows:
 
 
 def plan_windows(family: FamilyConfig, bundles: Mapping[VersionId, Bundle]) -> Windows:
-    """Enough to keep every replica there may be busy, shared by the most runners there may be."""
+    """Enough to keep every replica there may be busy, shared by all runners."""
     group_of: dict[VersionId, str] = {}
     sizes: dict[str, int] = {}
     for group in group_experts(family, bundles):
         num_places = group.deployed.autoscaling.max_replicas * max_ongoing_requests(group)
-        sizes[group.name] = max(1, PER_PLACE * num_places // family.jobs.max_runners)
+        sizes[group.name] = max(1, PER_PLACE * num_places // family.jobs.runners)
         group_of.update({bundle.version: group.name for bundle in group.bundles})
     return Windows(group_of, sizes, family.jobs.max_in_flight)

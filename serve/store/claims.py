@@ -11,11 +11,13 @@ from typing import Any
 
 from sqlalchemy import select, tuple_, update
 
-from serve.errors import Conflict, NotFound
+from serve.errors import Conflict
 from serve.store.columns import utc_now
 from serve.store.endings import NO_USAGE, Usage, end_job, end_lease
 from serve.store.engine import Session
 from serve.store.events import append_event
+from serve.store.ids import ID
+from serve.store.jobs import unknown_job
 from serve.store.leases import Claim, Heartbeat, LeasePolicy
 from serve.store.picking import is_in, pick_runnable
 from serve.store.tables import Job, JobClass, JobEvent, JobState
@@ -231,9 +233,9 @@ class Claims:
             NotFound: the tenant has no such job.
             Conflict: it has ended otherwise.
         """
-        job = await _locked(session, tenant_id, job_id)
+        job = await _locked(session, tenant_id, job_id) if ID.fullmatch(job_id) else None
         if job is None:
-            raise NotFound(f"There is no job {job_id}.")
+            raise unknown_job(job_id)
         if job.state is JobState.QUEUED:
             await end_job(session, job, JobState.CANCELLED, self._now())
         elif job.state is JobState.RUNNING:

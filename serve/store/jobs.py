@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, func, insert, literal, select, tuple_
 
 from serve.errors import NotFound, RateLimited
 from serve.store.engine import Session
+from serve.store.ids import ID
 from serve.store.ledger import Budget, Reservation, reserve
 from serve.store.picking import is_in
 from serve.store.tables import Job, JobClass, JobEvent, JobState
@@ -141,10 +142,16 @@ async def get_job(session: Session, tenant_id: str, job_id: str) -> Job:
     Raises:
         NotFound: the tenant has no such job.
     """
-    job = await session.get(Job, (tenant_id, job_id))
+    # A database may stumble over what no id looks like.
+    job = await session.get(Job, (tenant_id, job_id)) if ID.fullmatch(job_id) else None
     if job is None:
-        raise NotFound(f"There is no job {job_id}.")
+        raise unknown_job(job_id)
     return job
+
+
+def unknown_job(job_id: str) -> NotFound:
+    """The same words whether it is another tenant's or never was."""
+    return NotFound(f"There is no job {job_id[:40]}.")
 
 
 async def list_jobs(

@@ -1,0 +1,81 @@
+"""The deployment that runs durable jobs: claims them from the database, has routers run them."""
+
+import logging
+from collections.abc import Mapping
+
+from ray import serve as rayserve
+from ray.serve.handle import DeploymentHandle
+
+from deployments.bundle import Bundle
+from serve.admission.load import report_queued
+from serve.config import FamilyConfig, VersionId
+from serve.jobs.chores import list_chores
+from serve.jobs.routine import Chore, Routine
+from serve.jobs.run import JobOutcome, JobRun
+from serve.jobs.runner import Runner
+from serve.jobs.windows import plan_windows
+from serve.router import map_handle_errors
+from serve.services import open_services
+from serve.settings import Settings
+
+ROUTER = "Router"
+# A chore that waits for the database gives up by itself long before this.
+STUCK_S = 90.0
+
+
+class JobRunner:
+    """Runs from the moment it is there; nobody has to call it."""
+
+    def __init__(self, family: FamilyConfig, bundles: Mapping[VersionId, Bundle]):
+        context = rayserve.get_replica_context()
+        logger = logging.getLogger("ray.serve")
+        self._app_name = context.app_name
+        self._router: DeploymentHandle | None = None
+        self._services = open_services(Settings())
+        self._runner = Runner(
+            database=self._services.database,
+            config=family.jobs,
+            windows=plan_windows(family, bundles),
+            dispatch=self._dispatch,
+            owner=context.replica_tag,
+            batch_floor=family.router.batch_floor,
+            logger=logger,
+        )
+        self._routine = Routine([*list_chores(self._runner, family.jobs), *self._extras()], logger)
+        self._routine.start()
+
+    def _extras(self) -> list[Chore]:
+        """What else is to be done now and then, by whoever has time."""
+        return []
+
+    async def _dispatch(self, run: JobRun) -> JobOutcome:
+        # Not before the first job: the router starts after this, which is part of its graph.
+        if self._router is None:
+            self._router = rayserve.get_deployment_handle(ROUTER, self._app_name)
+        response = self._router.run_job.remote(run)
+        answered = False
+        try:
+            with map_handle_errors("the router"):
+                outcome: JobOutcome = await response
+            answered = True
+            return outcome
+        finally:
+            if not answered:
+                response.cancel()
+
+    async def check_health(self) -> None:
+        """Serve replaces the replica when this raises three times."""
+        stuck = self._routine.find_stuck(STUCK_S)
+        if stuck:
+            raise RuntimeError(f"no turn within {STUCK_S:.0f} s: {', '.join(stuck)}")
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What waits in the database; Serve calls it and tells the autoscaler."""
+        return report_queued(await self._runner.queued_s())
+
+    async def __del__(self) -> None:
+        # Serve awaits this when the replica has drained: what is unfinished goes to others at
+        # once, instead of a lease later.
+        await self._routine.stop()
+        await self._runner.stop()
+        await self._services.close()

@@ -1,0 +1,219 @@
+"""Accepts a job: checks all that can be checked now, keeps its pictures, writes it down.
+
+What it answers is durable. Fetches nothing: pictures come as bytes.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from deployments.bundle import Bundle
+from serve.catalog import Catalog
+from serve.errors import InvalidImage, NotFound, NotSupported
+from serve.imaging.inspection import PictureFacts, inspect_picture
+from serve.imaging.limits import ImageLimits
+from serve.imaging.mask import check_mask_size, decode_mask
+from serve.jobs.quote import PredictUnits, quote_s, whole_ms
+from serve.policy import TenantPolicy
+from serve.schemas.jobs import JobOptions
+from serve.schemas.tryon import TryOnOptions
+from serve.store.assets import get_asset
+from serve.store.columns import utc_now
+from serve.store.engine import Database, Session
+from serve.store.ids import new_id
+from serve.store.jobs import NewJob, get_job, insert_jobs
+from serve.store.tables import AssetKind, Job, JobClass
+from serve.tenancy.account import budget_of
+from serve.tenancy.assets import AssetStore
+from serve.tenancy.caller import Caller
+
+# Where the tenant keeps no inputs, the sweeper may take a picture before its job is written.
+NUM_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """The encoded pictures of one job, and which of them are assets already."""
+
+    person: bytes = field(repr=False)
+    product: bytes = field(repr=False)
+    mask: bytes | None = field(repr=False, default=None)
+    asset_ids: Mapping[str, str] = field(default_factory=dict)
+    """By name, of those that were uploaded before."""
+
+    def by_name(self) -> dict[str, bytes]:
+        named = {"person": self.person, "product": self.product, "mask": self.mask}
+        return {name: data for name, data in named.items() if data is not None}
+
+
+class Submission:
+    """A job that it answers will end, whatever happens to this process."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        assets: AssetStore,
+        catalog: Catalog,
+        limits: ImageLimits,
+        predict: PredictUnits,
+        now: Callable[[], datetime] = utc_now,
+    ):
+        self._database = database
+        self._assets = assets
+        self._catalog = catalog
+        self._limits = limits
+        self._predict = predict
+        self._now = now
+
+    def quote_s(self, bundle: Bundle, options: TryOnOptions) -> float:
+        """Predicted GPU-seconds."""
+        return quote_s(self._predict, bundle, options)
+
+    def choose(self, caller: Caller, options: TryOnOptions) -> Bundle:
+        """The version that will do it, also when it is tried again.
+
+        Raises:
+            NotFound, Forbidden: there is none, or none for this tenant.
+            NotSupported: the tenant keeps no results, or the version makes none to keep.
+        """
+        check_results_kept(caller.policy)
+        bundle = self._catalog.choose(options.expert, options.version, caller.policy).bundle
+        if bundle.imaging == "passthrough":
+            raise NotSupported(
+                f"{bundle.version} answers what it is sent: there is nothing to keep",
+                remedy="ask POST /v1/tryon",
+            )
+        return bundle
+
+    async def submit(self, caller: Caller, options: JobOptions, pictures: Pictures) -> Job:
+        """
+        Raises:
+            RequestError: what would fail later fails now.
+            QuotaExhausted, RateLimited: the tenant's budget or its queue is full.
+        """
+        bundle = self.choose(caller, options)
+        facts = await asyncio.to_thread(self._inspect, options, pictures)
+        for _ in range(NUM_TRIES - 1):
+            try:
+                return await self._accept(caller, options, bundle, pictures, facts)
+            except NotFound:
+                continue
+        return await self._accept(caller, options, bundle, pictures, facts)
+
+    def _inspect(self, options: JobOptions, pictures: Pictures) -> dict[str, PictureFacts]:
+        facts = {}
+        for name, data in pictures.by_name().items():
+            try:
+                facts[name] = inspect_picture(data, self._limits)
+            except InvalidImage as exc:
+                raise InvalidImage(f"{name}: {exc.detail}", remedy=exc.remedy) from exc
+        if pictures.mask is not None:
+            mask_hw = decode_mask(pictures.mask, options.mask_convention, self._limits)
+            check_mask_size(mask_hw, facts["person"].width_px, facts["person"].height_px)
+        return facts
+
+    async def _accept(
+        self,
+        caller: Caller,
+        options: JobOptions,
+        bundle: Bundle,
+        pictures: Pictures,
+        facts: Mapping[str, PictureFacts],
+    ) -> Job:
+        references = {
+            name: await self._keep(caller, name, data, pictures, facts[name], options.subject)
+            for name, data in pictures.by_name().items()
+        }
+        now = self._now()
+        job = NewJob(
+            id=new_id("job"),
+            version=bundle.version,
+            priority=JobClass[caller.priority(options.priority).upper()],
+            request=write_request(options, references),
+            predicted_gpu_ms=whole_ms(self.quote_s(bundle, options)),
+            num_images=options.num_images,
+            subject=options.subject,
+            deadline_at=_after(now, options.deadline_s),
+        )
+        async with self._database.transaction() as session:
+            await hold_assets(session, caller.tenant_id, references.values())
+            await insert_jobs(
+                session,
+                caller.tenant_id,
+                caller.key_id,
+                [job],
+                budget=budget_of(caller.policy),
+                max_queued=caller.policy.max_queued_jobs,
+                now=now,
+            )
+        async with self._database.reading() as session:
+            return await get_job(session, caller.tenant_id, job.id)
+
+    async def _keep(
+        self,
+        caller: Caller,
+        name: str,
+        data: bytes,
+        pictures: Pictures,
+        facts: PictureFacts,
+        subject: str,
+    ) -> dict[str, str]:
+        known = pictures.asset_ids.get(name)
+        if known is not None:
+            return {"asset": known}
+        asset = await self._assets.store(
+            caller.tenant_id,
+            caller.policy,
+            AssetKind.INPUT,
+            data,
+            facts.media_type,
+            subject,
+            width_px=facts.width_px,
+            height_px=facts.height_px,
+        )
+        return {"asset": asset.id}
+
+
+def write_request(
+    options: JobOptions, references: Mapping[str, Mapping[str, str]]
+) -> dict[str, object]:
+    """What a job's row says it is asked to do."""
+    chosen = options.model_dump(mode="json", include=set(TryOnOptions.model_fields))
+    return {
+        "options": chosen,
+        "person": references["person"],
+        "product": references["product"],
+        "mask": references.get("mask"),
+        "webhook_url": options.webhook_url,
+        "deadline_s": options.deadline_s,
+    }
+
+
+async def hold_assets(
+    session: Session, tenant_id: str, references: Iterable[Mapping[str, str]]
+) -> None:
+    """Nobody removes what the job needs before it is written; afterwards it is needed.
+
+    Raises:
+        NotFound: one of them has just gone.
+    """
+    for asset_id in sorted({each["asset"] for each in references if "asset" in each}):
+        await get_asset(session, tenant_id, asset_id, is_held=True)
+
+
+def check_results_kept(policy: TenantPolicy) -> None:
+    """
+    Raises:
+        NotSupported: the tenant keeps no results, so a job's would be gone before it is fetched.
+    """
+    if policy.result_retention_s == 0:
+        raise NotSupported(
+            "this tenant keeps no results: its result_retention_s is 0",
+            remedy="ask POST /v1/tryon, which answers the picture itself",
+        )
+
+
+def _after(now: datetime, seconds: float | None) -> datetime | None:
+    return None if seconds is None else now + timedelta(seconds=seconds)
