@@ -27,12 +27,20 @@ backend: {kind: noop}
 """
 
 
+# Takes real time, and gets its second and third replica within seconds of work for them.
+SLOW = NOOP.replace("{kind: noop}", "{kind: noop, seconds: 0.4, steps: 4}")
+SLOW_LINES = """  - version: top@slow
+    autoscaling: {max_replicas: 3, target_drain_s: 1.5, upscale_delay_s: 0, downscale_delay_s: 3}
+"""
+
+
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped family plus a no-op version of `top`, and seven LoRAs on one tiny base."""
+    """The shipped family plus two no-op versions of `top`, and seven LoRAs on one tiny base."""
     folder = tmp_path_factory.mktemp("configs")
     shutil.copytree(CONFIGS_DIR / "experts", folder / "experts")
     (folder / "experts/top.noop.yaml").write_text(f"expert: top\nname: noop\n{NOOP}")
+    (folder / "experts/top.slow.yaml").write_text(f"expert: top\nname: slow\n{SLOW}")
     # Imported here: the tests that need no weights start without torch.
     from tests.tiny.family import (
         SHARED_BASE,
@@ -43,7 +51,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     write_lora_experts(folder)
     write_parsed_expert(folder)
-    lines = (CONFIGS_DIR / "family.yaml").read_text() + "  - version: top@noop\n"
+    lines = (CONFIGS_DIR / "family.yaml").read_text() + "  - version: top@noop\n" + SLOW_LINES
     (folder / "family.yaml").write_text(SHARED_BASE + lines + lora_lines())
     return folder / "family.yaml"
 
