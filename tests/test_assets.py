@@ -119,7 +119,7 @@ async def test_another_tenants_asset_and_an_unknown_one_are_the_same_words(
     mine = await keep(assets)
     theirs = await keep(assets, tenant_id="other")
     assert mine.id != theirs.id
-    for asset_id in (theirs.id, "ast_unknown"):
+    for asset_id in (theirs.id, "ast_unknown", "ast_" + "0" * 26, "ast_\0"):
         for act in (assets.load, assets.find, assets.delete):
             with pytest.raises(NotFound) as caught:
                 await act("acme", asset_id)

@@ -1,13 +1,14 @@
-"""Turns the pictures of a request that were given by URL into bytes."""
+"""Turns the pictures of a request that were given by URL or by asset id into bytes."""
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
-from serve.api.forms import Picture, PictureUrl, TryOnForm
-from serve.errors import DeadlineExceeded, FetchRefused, ImageTooLarge
+from serve.api.forms import Picture, PictureAsset, PictureUrl, TryOnForm
+from serve.errors import DeadlineExceeded, FetchRefused, ImageTooLarge, NotFound
 from serve.schemas.tryon import TryOnOptions
 from serve.telemetry import Stopwatch
 
@@ -16,6 +17,18 @@ class FetchPicture(Protocol):
     """Gets the bytes behind a URL, or refuses to."""
 
     async def __call__(self, url: str, /) -> bytes: ...
+
+
+LoadAsset = Callable[[str], Awaitable[bytes]]
+"""Gets the bytes of an asset of whoever asks, or raises NotFound."""
+
+
+async def know_no_asset(asset_id: str) -> bytes:
+    """
+    Raises:
+        NotFound: always.
+    """
+    raise NotFound(f"There is no asset {asset_id[:40]}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +49,36 @@ async def fetch_pictures(
     timeout_s: float,
     watch: Stopwatch,
     now_s: Callable[[], float] = time.monotonic,
+    *,
+    load: LoadAsset = know_no_asset,
 ) -> TryOnBody:
-    """Fetch what is given by URL, all at once; the first that fails ends the others.
+    """Get what is given by URL or id, all at once; the first that fails ends the others.
+
+    Args:
+        load: the caller's own assets.
 
     Raises:
-        FetchRefused, ImageTooLarge: of one picture; the detail begins with its name.
+        FetchRefused, ImageTooLarge, NotFound: of one picture; the detail begins with its name.
         DeadlineExceeded: nothing is left of timeout_s.
     """
     sent = {"person": form.person, "product": form.product, "mask": form.mask}
-    urls = {name: sent_as.url for name, sent_as in sent.items() if isinstance(sent_as, PictureUrl)}
+    named = {
+        name: partial(fetch, sent_as.url)
+        if isinstance(sent_as, PictureUrl)
+        else partial(load, sent_as.id)
+        for name, sent_as in sent.items()
+        if isinstance(sent_as, PictureUrl | PictureAsset)
+    }
     fetched: dict[str, bytes] = {}
     left_s = timeout_s
-    if urls:
+    if named:
         started_s = now_s()
         with watch.stage("fetch"):
-            fetched = await _fetch_in_time(urls, fetch, timeout_s)
+            fetched = await _fetch_in_time(named, timeout_s)
         left_s -= now_s() - started_s
 
     def bytes_of(name: str, picture: Picture) -> bytes:
-        return fetched[name] if isinstance(picture, PictureUrl) else picture
+        return picture if isinstance(picture, bytes) else fetched[name]
 
     return TryOnBody(
         options=form.options,
@@ -66,13 +90,12 @@ async def fetch_pictures(
 
 
 async def _fetch_in_time(
-    urls: Mapping[str, str], fetch: FetchPicture, timeout_s: float
+    named: Mapping[str, Callable[[], Awaitable[bytes]]], timeout_s: float
 ) -> dict[str, bytes]:
     try:
         async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
             tasks = {
-                name: group.create_task(_fetch_named(name, url, fetch))
-                for name, url in urls.items()
+                name: group.create_task(_fetch_named(name, get)) for name, get in named.items()
             }
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from failed
@@ -82,8 +105,8 @@ async def _fetch_in_time(
     return {name: task.result() for name, task in tasks.items()}
 
 
-async def _fetch_named(name: str, url: str, fetch: FetchPicture) -> bytes:
+async def _fetch_named(name: str, get: Callable[[], Awaitable[bytes]]) -> bytes:
     try:
-        return await fetch(url)
-    except (FetchRefused, ImageTooLarge) as exc:
+        return await get()
+    except (FetchRefused, ImageTooLarge, NotFound) as exc:
         raise type(exc)(f"{name}: {exc.detail}", remedy=exc.remedy) from exc

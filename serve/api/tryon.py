@@ -159,7 +159,8 @@ def _request_body() -> dict[str, Any]:
     properties = {
         "person": {
             **binary,
-            "description": "JPEG, PNG, WebP, TIFF or HEIC; or as text a data URI, an https URL or an ast_ id",
+            "description": "JPEG, PNG, WebP, TIFF or HEIC; or as text a data URI, an https URL"
+            " or an ast_ id",
         },
         "product": {**binary, "description": "on a plain or transparent background"},
         "mask": {**binary, "description": "same size as person; see mask_convention"},

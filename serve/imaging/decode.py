@@ -78,7 +78,7 @@ def decode_image(data: bytes, limits: ImageLimits) -> DecodedImage:
     header = read_header(data)
     if header.format != "heic":
         check_size(header.width_px, header.height_px, header.num_frames, limits)
-    with _map_decoder_errors(header.format):
+    with map_decoder_errors(header.format):
         if header.format == "heic":
             header, stored = _decode_heic(data, header, limits)
         else:
@@ -100,7 +100,7 @@ def decode_image(data: bytes, limits: ImageLimits) -> DecodedImage:
 
 
 @contextmanager
-def _map_decoder_errors(format: Format) -> Iterator[None]:
+def map_decoder_errors(format: Format) -> Iterator[None]:
     try:
         yield
     except Sm4llError:

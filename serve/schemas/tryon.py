@@ -38,8 +38,8 @@ class TryOnOptions(Wire):
 
 
 class TryOnJson(TryOnOptions):
-    """`POST /v1/tryon` as JSON: a picture is a data URI (`data:image/png;base64,...`) or an
-    https URL."""
+    """`POST /v1/tryon` as JSON: a picture is a data URI (`data:image/png;base64,...`), an
+    https URL or the id of an asset (`ast_...`)."""
 
     person: str = Field(repr=False)
     product: str = Field(repr=False)

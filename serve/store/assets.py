@@ -13,7 +13,7 @@ from serve.errors import NotFound
 from serve.store.blobs import BlobKey
 from serve.store.contents import share_content
 from serve.store.engine import Session
-from serve.store.ids import new_id
+from serve.store.ids import ID, new_id
 from serve.store.tables import Asset, AssetKind, Job, JobState
 from serve.store.upserts import insert_into
 
@@ -34,15 +34,19 @@ async def add_asset(
     height_px: int | None = None,
     expires_at: datetime | None,
     now: datetime,
+    asset_id: str | None = None,
 ) -> Asset:
     """Add a row, or meet the one that has the same bytes and subject: the later expiry wins.
 
     The blob must have been put before, and must be looked at again after the commit (`contents`).
+
+    Args:
+        asset_id: of the row, if it is a new one.
     """
     await share_content(session, BlobKey(tenant_id, kind.value, sha256))
     insert = insert_into(session, Asset).values(
         tenant_id=tenant_id,
-        id=new_id("ast"),
+        id=asset_id or new_id("ast"),
         kind=kind,
         sha256=sha256,
         num_bytes=num_bytes,
@@ -80,13 +84,20 @@ async def get_asset(
     Raises:
         NotFound: the tenant has no such asset; the same words for another tenant's.
     """
+    if ID.fullmatch(asset_id) is None:  # a database may stumble over what no id looks like
+        raise unknown_asset(asset_id)
     found = select(Asset).where(Asset.tenant_id == tenant_id, Asset.id == asset_id)
     if is_held:
         found = found.with_for_update(read=True)
     row = await session.scalar(found)
     if row is None or (now is not None and row.expires_at is not None and row.expires_at <= now):
-        raise NotFound(f"There is no asset {asset_id[:40]}.")
+        raise unknown_asset(asset_id)
     return row
+
+
+def unknown_asset(asset_id: str) -> NotFound:
+    """The same words whether it is another tenant's, has gone or never was."""
+    return NotFound(f"There is no asset {asset_id[:40]}.")
 
 
 async def list_assets(
@@ -119,7 +130,7 @@ async def remove_asset(session: Session, tenant_id: str, asset_id: str) -> Asset
     """
     asset = await get_asset(session, tenant_id, asset_id)
     if not await _remove(session, tenant_id, [asset]):
-        raise NotFound(f"There is no asset {asset_id[:40]}.")
+        raise unknown_asset(asset_id)
     return asset
 
 

@@ -1,5 +1,6 @@
 """Prefixed ids that sort by the time they were made."""
 
+import re
 import secrets
 import time
 from typing import Literal
@@ -8,6 +9,8 @@ from typing import Literal
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 NUM_SYMBOLS = 26
 ID_LENGTH = 4 + NUM_SYMBOLS
+
+ID = re.compile(f"[a-z]{{3}}_[{ALPHABET}]{{{NUM_SYMBOLS}}}")
 
 Prefix = Literal["tnt", "key", "ast", "job", "bat", "whs", "whd"]
 

@@ -14,14 +14,18 @@ from serve.policy import TenantPolicy
 from serve.store.assets import (
     add_asset,
     get_asset,
+    list_assets,
     remove_asset,
     remove_expired,
     remove_subject,
+    unknown_asset,
 )
+from serve.store.audit import Act, append_record
 from serve.store.blobs import BlobKey, Blobs
 from serve.store.columns import utc_now
 from serve.store.contents import is_needed, own_content
 from serve.store.engine import Database
+from serve.store.ids import new_id
 from serve.store.tables import Asset, AssetKind
 
 BATCH = 200
@@ -39,6 +43,14 @@ class Deleted:
     """False where another asset of the tenant has the same bytes."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An asset that is kept, and whether it was before."""
+
+    asset: Asset
+    is_new: bool
+
+
 class AssetStore:
     """What a tenant was told is kept can be loaded until it expires or is deleted."""
 
@@ -47,7 +59,7 @@ class AssetStore:
         self._blobs = blobs
         self._now = now
 
-    async def store(
+    async def keep(
         self,
         tenant_id: str,
         policy: TenantPolicy,
@@ -58,12 +70,13 @@ class AssetStore:
         *,
         width_px: int | None = None,
         height_px: int | None = None,
-    ) -> Asset:
+    ) -> Stored:
         """Keep a picture; the same bytes and subject are the same asset, kept longer.
 
         With a retention of 0 it has expired at once, and is kept as long as an unfinished job
         was given it.
         """
+        new = new_id("ast")
         key = await self._blobs.put(tenant_id, kind.value, data)
         now = self._now()
         async with self._database.transaction() as session:
@@ -79,11 +92,58 @@ class AssetStore:
                 height_px=height_px,
                 expires_at=expiry(policy, kind, now),
                 now=now,
+                asset_id=new,
             )
         # Somebody may have deleted the last row of these bytes, and them, just before ours came.
         if not await self._blobs.has(key):
             await self._blobs.put(tenant_id, kind.value, data)
-        return asset
+        return Stored(asset, is_new=asset.id == new)
+
+    async def store(
+        self,
+        tenant_id: str,
+        policy: TenantPolicy,
+        kind: AssetKind,
+        data: bytes,
+        media_type: str,
+        subject: str = "",
+        *,
+        width_px: int | None = None,
+        height_px: int | None = None,
+    ) -> Asset:
+        """As `keep`, where nobody asks whether it is new."""
+        stored = await self.keep(
+            tenant_id,
+            policy,
+            kind,
+            data,
+            media_type,
+            subject,
+            width_px=width_px,
+            height_px=height_px,
+        )
+        return stored.asset
+
+    async def page(
+        self,
+        tenant_id: str,
+        *,
+        kind: AssetKind | None = None,
+        subject: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+    ) -> Sequence[Asset]:
+        """Newest first, what has not expired; `after` is the last id of the page before."""
+        async with self._database.reading() as session:
+            return await list_assets(
+                session,
+                tenant_id,
+                now=self._now(),
+                kind=kind,
+                subject=subject,
+                after=after,
+                limit=limit,
+            )
 
     async def find(self, tenant_id: str, asset_id: str) -> Asset:
         """
@@ -93,27 +153,44 @@ class AssetStore:
         async with self._database.reading() as session:
             return await get_asset(session, tenant_id, asset_id, now=self._now())
 
-    async def load(self, tenant_id: str, asset_id: str) -> bytes:
+    async def load(self, tenant_id: str, asset_id: str, *, is_live: bool = False) -> bytes:
         """Its bytes, also after it has expired while an unfinished job was given it.
+
+        Args:
+            is_live: not after it has expired, as for what somebody asks for now.
 
         Raises:
             NotFound: the tenant has no such asset.
         """
         async with self._database.reading() as session:
-            asset = await get_asset(session, tenant_id, asset_id)
+            now = self._now() if is_live else None
+            asset = await get_asset(session, tenant_id, asset_id, now=now)
         try:
             return await self._blobs.get(_key(asset))
         except NotFound:
             # Deleted between the two, or the store lost it: the blob's name is not for callers.
-            raise NotFound(f"There is no asset {asset_id[:40]}.") from None
+            raise unknown_asset(asset_id) from None
 
-    async def delete(self, tenant_id: str, asset_id: str) -> Deleted:
+    async def delete(self, tenant_id: str, asset_id: str, *, actor: str = "") -> Deleted:
         """
+        Args:
+            actor: the key that asked for it, for the audit log.
+
         Raises:
             NotFound: the tenant has no such asset.
         """
         async with self._database.transaction() as session:
             asset = await remove_asset(session, tenant_id, asset_id)
+            # With the row, so that no crash leaves a deletion that nobody can prove.
+            detail = {"kind": asset.kind.value, "sha256": asset.sha256}
+            act = Act(
+                actor=actor,
+                action="asset.delete",
+                tenant_id=tenant_id,
+                target=asset_id,
+                detail=detail,
+            )
+            await append_record(session, act, self._now())
         (deleted,) = await self._drop_blobs([asset])
         return deleted
 
