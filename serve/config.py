@@ -21,6 +21,7 @@ from pydantic import (
 
 from serve.errors import ConfigError
 from serve.messages import EXPERTS, Expert
+from serve.policy import TenantPolicy
 
 VersionId = Annotated[str, Field(pattern=rf"^({'|'.join(EXPERTS)})@[a-z0-9][a-z0-9._-]{{0,62}}$")]
 """`expert@name`, for example `eye@1`."""
@@ -277,3 +278,33 @@ class FamilyConfig(Config):
         if deployed.shared is None:
             return deployed
         return next(shared for shared in self.shared if shared.name == deployed.shared)
+
+
+class TenantSeed(Config):
+    """One tenant that is made at the start when it is missing."""
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    policy: TenantPolicy = TenantPolicy()
+
+
+class TenantsConfig(Config):
+    """`configs/tenants.yaml`."""
+
+    tenants: tuple[TenantSeed, ...] = ()
+
+    @model_validator(mode="after")
+    def _are_ids_unique(self) -> Self:
+        ids = [tenant.id for tenant in self.tenants]
+        doubled = sorted({tenant_id for tenant_id in ids if ids.count(tenant_id) > 1})
+        if doubled:
+            raise ValueError(f"listed twice: {', '.join(doubled)}")
+        return self
+
+
+def load_tenants(path: Path) -> TenantsConfig:
+    """
+    Raises:
+        ConfigError: the file is missing or does not fit; names file and key.
+    """
+    return load_yaml(path, TenantsConfig)

@@ -3,6 +3,7 @@
 Ray reads its flags when it is imported: `serve.settings.export_ray_flags` comes before this module.
 """
 
+import asyncio
 import contextlib
 import io
 import itertools
@@ -22,7 +23,8 @@ from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 from serve.app import AppArgs, build_app
 from serve.errors import ConfigError
 from serve.scaling import POLICY
-from serve.settings import Settings
+from serve.settings import Settings, export_data_dir
+from serve.tenancy.embedded import prepare_store
 
 APP_NAME = "sm4ll"
 # Crops and copies live in it for one request; Ray's default of a third of the memory is for
@@ -49,6 +51,8 @@ class LocalOptions:
     """What Ray may hand out; the machine's cores, and at least 4, when absent."""
     num_gpus: int | None = None
     timeout_s: float = 180.0
+    data_dir: Path | None = None
+    """Where rows, blobs and the local key are kept; as the settings say when absent."""
 
 
 class LocalCluster:
@@ -56,10 +60,16 @@ class LocalCluster:
 
     def __init__(self, options: LocalOptions):
         self._options = options
+        self._api_key: str | None = None
 
     @property
     def url(self) -> str:
         return f"http://{self._options.host}:{self._options.port}"
+
+    @property
+    def api_key(self) -> str | None:
+        """The local key; known once `start` has begun."""
+        return self._api_key
 
     @property
     def is_running(self) -> bool:
@@ -70,13 +80,15 @@ class LocalCluster:
         """Start everything and return when every deployment runs, or when stopped is set.
 
         Raises:
-            ConfigError: the family cannot be used, or the port is taken.
+            ConfigError: the family or the store cannot be used, or the port is taken.
+            StoreUnavailable: the database does not answer.
             StartFailed: a deployment failed, or timeout_s passed.
         """
         options = self._options
         _require_free_port(options.host, options.port)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         args = AppArgs(family=(options.family or Settings().family).resolve())
+        self._api_key = self._prepare_store()
         # The controller has the graph built elsewhere, and would tell of a mistake much later.
         build_app(args)
         ray.init(
@@ -92,6 +104,11 @@ class LocalCluster:
         rayserve.start(http_options=http_options)
         _deploy(args)
         self._wait(on_progress, stopped)
+
+    def _prepare_store(self) -> str:
+        # Before Ray starts: its processes look where this one's environment says.
+        export_data_dir(self._options.data_dir or Settings().data_dir)
+        return asyncio.run(prepare_store(Settings()))
 
     def _wait(self, on_progress: OnProgress, stopped: threading.Event) -> None:
         num_polls = int(self._options.timeout_s / POLL_S)

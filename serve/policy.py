@@ -15,6 +15,7 @@ DAY_S = 86_400.0
 MAX_COUNT = 10**12
 MAX_RETENTION_S = 36_500 * DAY_S
 
+VersionName = Annotated[str, Field(pattern=r"^[a-z]+@[a-z0-9][a-z0-9._-]{0,62}$")]
 PositiveCount = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 RetentionSeconds = Annotated[float, Field(ge=0, le=MAX_RETENTION_S)]
 
@@ -26,7 +27,7 @@ class TenantPolicy(BaseModel):
 
     experts: tuple[Expert, ...] | None = None
     """Experts it may use; all when absent."""
-    versions: tuple[str, ...] | None = None
+    versions: Annotated[tuple[VersionName, ...], Field(max_length=1000)] | None = None
     """Versions it may name or get, such as `eye@1`; all of its experts' when absent."""
     requests_per_minute: PositiveCount | None = None
     """Over all routers, in any 60 s; more are answered 429."""

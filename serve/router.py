@@ -31,7 +31,7 @@ from serve.jobs.work import JobWork
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
 from serve.permits import build_gate
 from serve.pipeline import ExpertCaller, ExpertFollower, OnStep, Pipeline
-from serve.services import open_services
+from serve.services import open_services, require_current_schema
 from serve.settings import Settings
 
 PING_TIMEOUT_S = 2.0
@@ -108,7 +108,9 @@ class Router:
         self._experts = {version: _Transports(handle) for version, handle in experts.items()}
         self._threads = ThreadPoolExecutor(config.num_imaging_threads, thread_name_prefix="imaging")
         self._logger = logging.getLogger("ray.serve")
-        self._services = open_services(Settings())
+        settings = Settings()
+        require_current_schema(settings)
+        self._services = open_services(settings)
         self._gate = build_gate(family, bundles)
         self._pipeline = Pipeline(
             catalog=self._catalog,

@@ -1,15 +1,20 @@
 """What one process keeps open between requests: rows, blobs and what stands on them."""
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from serve.errors import ConfigError
 from serve.settings import Settings
 from serve.store.blobs import Blobs
 from serve.store.engine import Database
 from serve.store.opening import open_blobs, open_database
+from serve.store.schema import SchemaStatus, read_schema
 from serve.tenancy.assets import AssetStore
 from serve.tenancy.key_ring import KeyRing
 from serve.tenancy.ledger import UsageLedger
 from serve.tenancy.limits import TenantLimits, open_limits
+from serve.tenancy.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +24,7 @@ class Services:
     database: Database
     blobs: Blobs
     keys: KeyRing
+    registry: Registry
     assets: AssetStore
     ledger: UsageLedger
     limits: TenantLimits
@@ -43,7 +49,32 @@ def open_services(settings: Settings) -> Services:
         database=database,
         blobs=blobs,
         keys=KeyRing(database),
+        registry=Registry(database),
         assets=AssetStore(database, blobs),
         ledger=UsageLedger(database),
         limits=open_limits(redis_url),
     )
+
+
+def require_current_schema(settings: Settings) -> None:
+    """Also where an event loop runs already: one look with connections of its own.
+
+    Raises:
+        ConfigError: the tables are not those of this version.
+        StoreUnavailable: the database does not answer.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        status = thread.submit(asyncio.run, _read_schema(settings)).result()
+    if not status.is_current:
+        raise ConfigError(
+            f"The database is at revision {status.current or 'none'} and this version wants "
+            f"{status.wanted}. What helps: `sm4ll store upgrade`."
+        )
+
+
+async def _read_schema(settings: Settings) -> SchemaStatus:
+    database = open_database(settings)
+    try:
+        return await read_schema(database)
+    finally:
+        await database.close()

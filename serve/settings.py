@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -43,6 +44,11 @@ class Settings(BaseSettings):
     """Where `sm4ll up --detach` keeps its log and process id."""
     data_dir: Path = Field(default_factory=lambda: Path.home() / ".local/share/sm4ll")
     """Where the embedded database and blobs are kept, when the two below say nothing."""
+    tenants: Path = CONFIGS_DIR / "tenants.yaml"
+    """Tenants that are made at the start where they are missing."""
+    api_key: SecretStr | None = None
+    """What the command line calls the API with; the local key below `data_dir` when absent and the
+    API is on this machine."""
     database_url: SecretStr | None = None
     """`postgresql://...` for a cluster; SQLite in `data_dir` when absent."""
     blobs_url: SecretStr | None = None
@@ -54,6 +60,32 @@ class Settings(BaseSettings):
     """For versions that FASHN paints."""
     openai_api_key: SecretStr | None = None
     """For versions that OpenAI paints."""
+
+
+LOCAL_KEY_FILE = "local.key"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def local_key_file(settings: Settings) -> Path:
+    """Where the token of the embedded default's key lies."""
+    return settings.data_dir.expanduser().absolute() / LOCAL_KEY_FILE
+
+
+def find_api_key(settings: Settings, url: str) -> str | None:
+    """What to call the API at the URL with. The local key never leaves this machine."""
+    if settings.api_key is not None:
+        return settings.api_key.get_secret_value()
+    if urlsplit(url).hostname not in LOOPBACK:
+        return None
+    try:
+        return local_key_file(settings).read_text().strip() or None
+    except OSError:
+        return None
+
+
+def export_data_dir(data_dir: Path) -> None:
+    """For this process and those it starts: Ray's inherit the environment, and work elsewhere."""
+    os.environ["SM4LL_DATA_DIR"] = str(data_dir.expanduser().absolute())
 
 
 # Ports that Serve fixes by default: two local clusters on one machine would collide.

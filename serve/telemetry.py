@@ -15,6 +15,7 @@ STAGES: dict[str, str] = {
     "paste": "paste back at the original size",
     "encode": "encode the answer",
     "prove": "decode the answer and compare every pixel outside the region",
+    "settle": "write down what the work took, in the ledger",
 }
 
 

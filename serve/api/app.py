@@ -12,12 +12,14 @@ from serve.api.authentication import Authentication
 from serve.api.health import ReadWaiting, build_health_router
 from serve.api.job_events import build_job_events_router
 from serve.api.jobs import build_jobs_router, open_job_desk
+from serve.api.keys import build_keys_router
 from serve.api.middleware import BodyLimit, RequestContext
 from serve.api.models import ReadStates, build_models_router
 from serve.api.openapi import install_openapi
 from serve.api.pictures import FetchPicture
 from serve.api.problems import install_problem_handlers
 from serve.api.rate import RateLimit
+from serve.api.tenants import build_audit_router, build_tenants_router
 from serve.api.tryon import build_tryon_router
 from serve.api.webhooks import build_webhooks_router
 from serve.catalog import Catalog
@@ -82,5 +84,8 @@ def build_api(
     app.include_router(build_job_events_router(services.database))
     app.include_router(build_models_router(catalog, read_states))
     app.include_router(build_webhooks_router(services.database, router_config.webhooks))
+    app.include_router(build_tenants_router(services.database, services.registry))
+    app.include_router(build_keys_router(services.database, services.registry))
+    app.include_router(build_audit_router(services.database))
     app.include_router(build_health_router(read_waiting))
     return app

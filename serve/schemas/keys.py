@@ -1,0 +1,57 @@
+"""API keys as administrators see them: never the secret, but once."""
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field
+
+from serve.policy import DAY_S, Scope
+from serve.schemas.base import Wire
+from serve.schemas.tenants import Name
+
+KEY_ID = r"^key_[0-9a-hjkmnp-tv-z]{26}$"
+MAX_LIFETIME_S = 3650 * DAY_S
+
+
+class KeyCard(Wire):
+    """One key, without its secret."""
+
+    id: str
+    tenant: str
+    name: str
+    scopes: tuple[Scope, ...]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    """To the minute."""
+
+
+class KeyList(Wire):
+    """One page, newest first."""
+
+    items: tuple[KeyCard, ...]
+    next: str | None
+    """`after` of the next page."""
+
+
+class KeyMinted(KeyCard):
+    """A new key, with the secret that nobody can show again."""
+
+    token: str
+
+
+class NewKey(Wire):
+    """What a key may do and for how long."""
+
+    name: Name
+    scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=4)] = ("tryon", "jobs")
+    expires_in_s: Annotated[float | None, Field(gt=0, le=MAX_LIFETIME_S)] = None
+    """It never expires when absent."""
+
+
+class KeyRotation(Wire):
+    """How the old key leaves."""
+
+    overlap_s: Annotated[float, Field(ge=0, le=90 * DAY_S)] = DAY_S
+    """How much longer the old key works."""
