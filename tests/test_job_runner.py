@@ -30,8 +30,9 @@ from serve.jobs.runner import Runner
 from serve.jobs.windows import Windows
 from serve.policy import TenantPolicy
 from serve.store.claims import Claims
-from serve.store.endings import ENDED, FINISHED
+from serve.store.endings import FINISHED
 from serve.store.engine import Database, Session
+from serve.store.job_states import ENDED
 from serve.store.jobs import insert_jobs
 from serve.store.leases import LeasePolicy
 from serve.store.ledger import read_counter

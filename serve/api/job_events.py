@@ -15,9 +15,10 @@ from starlette.responses import Response, StreamingResponse
 from serve.api.identity import require
 from serve.api.responses import problems
 from serve.errors import InvalidRequest, StoreUnavailable
-from serve.store.endings import ENDED, FINISHED
+from serve.store.endings import FINISHED
 from serve.store.engine import Database
 from serve.store.events import read_events
+from serve.store.job_states import ENDED
 from serve.store.jobs import get_job
 from serve.store.tables import JobEvent
 from serve.tenancy.caller import Caller

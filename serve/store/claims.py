@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import select, tuple_, update
 
 from serve.errors import Conflict
+from serve.store.batches import hold_if_paused
 from serve.store.columns import utc_now
 from serve.store.endings import NO_USAGE, Usage, end_job, end_lease
 from serve.store.engine import Session
@@ -287,7 +288,7 @@ class Claims:
             return
         end_lease(job)
         job.state = JobState.QUEUED
-        job.runnable_at = runnable_at
+        job.runnable_at = await hold_if_paused(session, job, runnable_at)
         await session.flush()
         told = {**why, "attempts": job.attempts, "runnable_at": runnable_at.isoformat()}
         await append_event(session, job.tenant_id, job.id, QUEUED, told, now)

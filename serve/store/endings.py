@@ -12,10 +12,9 @@ from serve.errors import Conflict
 from serve.store import ledger
 from serve.store.engine import Session
 from serve.store.events import append_event
+from serve.store.job_states import ENDED, tell_state
+from serve.store.notices import note_end
 from serve.store.tables import Job, JobState
-
-ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.PARKED})
-"""A job in one of these never changes its state again."""
 
 FINISHED = "finished"
 """Kind of the last event of every job."""
@@ -63,15 +62,11 @@ async def end_job(
         )
     else:
         await ledger.release(session, job.tenant_id, job.id, now)
+    await note_end(session, job, now)
 
 
 def end_lease(job: Job) -> None:
     job.lease_owner = job.lease_token = job.lease_expires_at = None
-
-
-def tell_state(state: JobState) -> str:
-    """The word a caller reads: what is parked has failed, and nobody tries it again."""
-    return JobState.FAILED.value if state is JobState.PARKED else state.value
 
 
 def tell_end(job: Job) -> dict[str, Any]:
