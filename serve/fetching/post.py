@@ -77,7 +77,7 @@ class Poster:
             raise FetchRefused(detail, remedy=REMEDY) from exc
 
 
-def check_webhook_url(url: str, config: FetchConfig) -> str:
+def check_webhook_url(url: str, config: FetchConfig, field: str = FIELD) -> str:
     """The URL as it will be asked, if nothing about it is wrong yet; no name is looked up.
 
     Whether its address is public is judged at every attempt.
@@ -88,13 +88,13 @@ def check_webhook_url(url: str, config: FetchConfig) -> str:
     try:
         target = Target.read(url, config)
     except FetchRefused as exc:
-        raise _refused(exc.detail) from exc
+        raise _refused(field, exc.detail) from exc
     name = target.host.removesuffix(".")
     if any(name == local or name.endswith(f".{local}") for local in LOCAL_NAMES):
-        raise _refused(NOT_PUBLIC)
+        raise _refused(field, NOT_PUBLIC)
     address = read_address(_spelled_out(name))
     if address is not None and not rule_of(config)(address):
-        raise _refused(NOT_PUBLIC)
+        raise _refused(field, NOT_PUBLIC)
     asked = target.url.netloc + target.url.raw_path
     return f"{target.scheme}://{asked.decode('ascii')}"
 
@@ -107,8 +107,8 @@ def _spelled_out(host: str) -> str:
         return host
 
 
-def _refused(detail: str) -> InvalidRequest:
-    return InvalidRequest(f"{FIELD}: {detail}", remedy=RECEIVER_REMEDY, fields=((FIELD, detail),))
+def _refused(field: str, detail: str) -> InvalidRequest:
+    return InvalidRequest(f"{field}: {detail}", remedy=RECEIVER_REMEDY, fields=((field, detail),))
 
 
 def _retry_after_s(response: httpcore2.Response) -> float | None:
