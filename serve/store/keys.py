@@ -58,7 +58,7 @@ async def find_keys(session: Session, key_ids: Collection[str]) -> dict[str, tup
         .join(Tenant, Tenant.id == ApiKey.tenant_id)
         .where(ApiKey.id.in_(key_ids))
     )
-    return {key.id: (key, tenant) for key, tenant in (await session.execute(query)).tuples()}
+    return {key.id: (key, tenant) for key, tenant in await session.execute(query)}
 
 
 async def list_keys(
