@@ -6,7 +6,18 @@ import typer
 
 from serve import __version__
 from serve.client import ApiError, ApiUnreachable
-from serve.commands import bench, cluster, experts, listing, plan, profile, store, tryon
+from serve.commands import (
+    bench,
+    cluster,
+    experts,
+    keys,
+    listing,
+    plan,
+    profile,
+    store,
+    tenants,
+    tryon,
+)
 from serve.commands.console import err, out
 from serve.errors import ConfigError, Sm4llError
 
@@ -37,6 +48,22 @@ stores = typer.Typer(
 stores.command()(store.upgrade)
 stores.command()(store.check)
 app.add_typer(stores, name="store")
+
+owners = typer.Typer(
+    help="Tenants, their limits and keys, and the log of who changed them.", no_args_is_help=True
+)
+owners.command("list")(tenants.list_tenants)
+for change in (tenants.create, tenants.policy, tenants.disable, tenants.enable):
+    owners.command()(change)
+secrets = typer.Typer(help="Keys of a tenant; a token is shown once.", no_args_is_help=True)
+secrets.command("list")(keys.list_keys)
+for change in (keys.create, keys.rotate, keys.revoke):
+    secrets.command()(change)
+owners.add_typer(secrets, name="keys")
+log = typer.Typer(help="The log of administrative acts.", no_args_is_help=True)
+log.command("verify")(tenants.verify_audit)
+owners.add_typer(log, name="audit")
+app.add_typer(owners, name="tenants")
 
 benches = typer.Typer(help="Measure; every figure is a ratio within one run.", no_args_is_help=True)
 for measure in (bench.gateway, bench.experts, bench.adapters, bench.packing, bench.admission):

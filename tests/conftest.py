@@ -57,14 +57,20 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def api(family: Path) -> Iterator[Client]:
+def api(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """The whole family on the one local Ray cluster of this run, over real HTTP."""
     from serve.local import LocalCluster, LocalOptions
 
-    cluster = LocalCluster(LocalOptions(family=family, port=free_port(), num_cpus=16))
+    options = LocalOptions(
+        family=family,
+        port=free_port(),
+        num_cpus=16,
+        data_dir=tmp_path_factory.mktemp("data"),
+    )
+    cluster = LocalCluster(options)
     try:
         cluster.start(lambda deployments: None, threading.Event())
-        with Client(cluster.url) as client:
+        with Client(cluster.url, cluster.api_key) as client:
             yield client
     finally:
         cluster.stop()

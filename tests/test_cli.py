@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.client import Client
+from serve.client import ApiError, Client
 from serve.demo.cases import demo_cases
 from serve.settings import free_port
 from tests.pictures import encoded, photo
@@ -40,6 +40,9 @@ COMMANDS = (
     *("up", "down", "tryon", "demo", "prepare", "profile", "plan", "experts", "experts freeze"),
     *("bench gateway", "bench experts", "bench adapters", "bench packing", "bench admission"),
     *("bench gpu", "store upgrade", "store check", "version"),
+    *("tenants list", "tenants create", "tenants policy", "tenants disable", "tenants enable"),
+    *("tenants keys list", "tenants keys create", "tenants keys rotate", "tenants keys revoke"),
+    "tenants audit verify",
 )
 
 
@@ -142,10 +145,10 @@ def wait_until_gone(pids: set[int], timeout_s: float) -> set[int]:
 
 
 @pytest.fixture
-def up() -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def up(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     port = free_port()
     process = subprocess.Popen(
-        [*SM4LL, "up", "--port", str(port), "--family", str(BENCH_FAMILY)],
+        [*SM4LL, *f"up --port {port} --family {BENCH_FAMILY} --data {tmp_path}".split()],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -166,13 +169,20 @@ def up() -> Iterator[tuple[subprocess.Popen[str], str, str]]:
 
 @pytest.mark.ray
 def test_ctrl_c_stops_everything_that_up_started(
-    up: tuple[subprocess.Popen[str], str, str],
+    up: tuple[subprocess.Popen[str], str, str], tmp_path: Path
 ) -> None:
     process, url, said = up
     assert f"Ready at {url}" in said, said
     assert "deployments run" in said
-    with Client(url) as client:
+    key_file = tmp_path / "local.key"
+    key = key_file.read_text().strip()
+    assert f"Key: {key}" in said
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    with Client(url, key) as client:
         assert client.readiness().ready
+        assert client.models().models
+    with pytest.raises(ApiError), Client(url) as client:
+        client.models()
     (curl,) = [line.strip() for line in said.splitlines() if line.strip().startswith("curl")]
     assert all(Path(path).is_file() for path in re.findall(r"@(\S+)", curl))
     started = children(process.pid)

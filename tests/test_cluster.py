@@ -38,7 +38,9 @@ BAD_PICTURES = {
 
 def post(api: Client, files: dict[str, bytes], **options: str) -> httpx2.Response:
     named = {name: (f"{name}.jpg", data) for name, data in files.items()}
-    return httpx2.post(f"{api.url}/v1/tryon", data=options, files=named, timeout=60)
+    return httpx2.post(
+        f"{api.url}/v1/tryon", data=options, files=named, headers=api.headers, timeout=60
+    )
 
 
 def assert_healthy(api: Client) -> None:
@@ -84,7 +86,10 @@ def test_unusable_mask_is_refused_by_name(api: Client, mask: object, words: str)
 def test_url_that_leads_inside_is_refused_by_the_router_itself(api: Client, host: str) -> None:
     body = {"expert": "top", "version": "noop", "person": f"https://{host}/a.png"}
     response = httpx2.post(
-        f"{api.url}/v1/tryon", json={**body, "product": f"https://{host}/b.png"}, timeout=60
+        f"{api.url}/v1/tryon",
+        json={**body, "product": f"https://{host}/b.png"},
+        headers=api.headers,
+        timeout=60,
     )
     problem = Problem.model_validate_json(response.content)
     assert (response.status_code, problem.code) == (422, "fetch_refused"), problem
@@ -150,7 +155,7 @@ def test_control_headers_change_nothing(api: Client) -> None:
         f"{api.url}/v1/tryon",
         data={"expert": "top", "version": "noop"},
         files=files,
-        headers={"serve_multiplexed_model_id": "x", "x-session-id": "y"},
+        headers={**api.headers, "serve_multiplexed_model_id": "x", "x-session-id": "y"},
         timeout=60,
     )
     assert response.status_code == 200
@@ -217,7 +222,7 @@ def test_work_stops_when_the_caller_leaves(api: Client) -> None:
     async def leave() -> None:
         async with httpx2.AsyncClient() as client:
             data = {"expert": "dress", "num_images": "4"}
-            headers = {"Accept": "application/json"}
+            headers = {**api.headers, "Accept": "application/json"}
             call = client.post(f"{api.url}/v1/tryon", data=data, files=files, headers=headers)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(call, 0.3)

@@ -93,11 +93,12 @@ def serving(
     """The real API and pipeline over HTTP, with experts that write down what reaches them."""
     experts = {bundle.version: RecordingExpert() for bundle in catalog}
     built = build_offline(catalog, next(iter(catalog)), num_threads=2)
+    gate = build_gate(catalog.family, {bundle.version: bundle for bundle in catalog})
     pipeline = Pipeline(
         catalog=catalog,
         segment=built.pipeline._segment,
         experts=experts,
-        gate=build_gate(catalog.family, {bundle.version: bundle for bundle in catalog}),
+        gate=gate,
         threads=ThreadPoolExecutor(2),
         limits=ImageLimits(),
     )
@@ -120,6 +121,7 @@ def serving(
         read_waiting,
         logger,
         services=services,
+        predict=gate.predict,
     )
     return TestClient(api, headers=bearer(LOCAL_TOKEN)), experts
 

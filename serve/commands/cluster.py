@@ -1,9 +1,11 @@
 """Start and stop a local cluster, and show all seven experts on one."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -13,20 +15,32 @@ from typing import Annotated
 import typer
 
 from serve.client import Client
+from serve.commands.connection import connect
 from serve.commands.console import Family, Port, err, out
 from serve.demo.cases import demo_cases
-from serve.settings import Settings, export_ray_flags, free_port
+from serve.settings import Settings, export_data_dir, export_ray_flags, free_port, local_key_file
 
 DETACH_TIMEOUT_S = 180.0
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Where rows, pictures and the local key are kept."),
+]
 
 
 def up(
     port: Port = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     family: Family = None,
+    data: Data = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready.")] = False,
 ) -> None:
-    """Start a local cluster with the whole family; Ctrl-C stops it."""
+    """Start a local cluster with the whole family; Ctrl-C stops it.
+
+    Nothing but health and docs answers without a key. The first start makes the tenant `local` and
+    one key for it, which lies in `local.key` in the data directory.
+    """
+    if data is not None:
+        export_data_dir(data)
     if detach:
         _detach(port, host, family)
         return
@@ -88,9 +102,14 @@ class _StartProgress:
 def _say_ready(url: str) -> None:
     case = demo_cases()[0]  # pictures that are there, so that the line works as it stands
     out.print(f"\nReady at {url}   (API: {url}/docs)")
+    key_file = local_key_file(Settings())
+    out.print(
+        f"Key: {key_file.read_text().strip()}   (in {key_file})", markup=False, highlight=False
+    )
     out.print("Try it:")
     out.print(
-        f"  curl -s {url}/v1/tryon -F expert={case.expert} -F person=@{case.person_path} "
+        f'  curl -s {url}/v1/tryon -H "Authorization: Bearer $(cat {shlex.quote(str(key_file))})" '
+        f"-F expert={case.expert} -F person=@{case.person_path} "
         f"-F product=@{case.product_path} -F format=png -o out.png",
         markup=False,
         highlight=False,
@@ -116,7 +135,7 @@ def _detach(port: int, host: str, family: Path | None) -> None:
     pid_file.write_text(str(process.pid))
     url = f"http://{host}:{port}"
     give_up_s = time.monotonic() + DETACH_TIMEOUT_S
-    with Client(url) as client, err.status("Starting ...") as status:
+    with connect(url) as client, err.status("Starting ...") as status:
         while not (readiness := client.readiness()).ready:
             if process.poll() is not None or time.monotonic() > give_up_s:
                 err.print(log.read_text(errors="replace")[-2000:], markup=False)
@@ -156,24 +175,29 @@ def _is_alive(pid: int) -> bool:
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder.")] = Path("demo"),
     family: Family = None,
+    data: Data = None,
     url: Annotated[str | None, typer.Option(help="Use a running API instead.")] = None,
 ) -> None:
     """Try all seven experts on bundled pictures; write a page."""
     from serve.demo.run import run_demo
 
     if url is not None:
-        raise typer.Exit(run_demo(url, output, out))
+        with connect(url) as running:
+            raise typer.Exit(run_demo(running, output, out))
     export_ray_flags()
     from serve.local import LocalCluster, LocalOptions
 
     stopped = threading.Event()
     _stop_on_signals(stopped)
-    cluster = LocalCluster(LocalOptions(family=family, port=free_port()))
-    try:
-        with _StartProgress() as progress:
-            cluster.start(progress.show, stopped)
-        code = run_demo(cluster.url, output, out)
-    finally:
-        with err.status("Stopping ..."):
-            cluster.stop()
+    with tempfile.TemporaryDirectory(prefix="sm4ll-demo-", ignore_cleanup_errors=True) as folder:
+        options = LocalOptions(family=family, port=free_port(), data_dir=data or Path(folder))
+        cluster = LocalCluster(options)
+        try:
+            with _StartProgress() as progress:
+                cluster.start(progress.show, stopped)
+            with Client(cluster.url, cluster.api_key) as client:
+                code = run_demo(client, output, out)
+        finally:
+            with err.status("Stopping ..."):
+                cluster.stop()
     raise typer.Exit(code)

@@ -4,16 +4,15 @@ import typer
 from rich import box
 from rich.table import Table
 
-from serve.client import Client
+from serve.commands.connection import connect
 from serve.commands.console import Url, out
-from serve.settings import Settings
 
 
 def experts(context: typer.Context, url: Url = None) -> None:
     """List the deployed expert versions; or, with a command, work on one."""
     if context.invoked_subcommand is not None:
         return
-    with Client(url or Settings().url) as client:
+    with connect(url) as client:
         models = client.models().models
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("version", "state", "backend", "status", "licence"):

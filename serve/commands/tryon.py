@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from serve.client import Client
+from serve.commands.connection import connect
 from serve.commands.console import Url, err, out
 from serve.messages import EXPERTS
 from serve.schemas.tryon import TryOnOptions
-from serve.settings import Settings
 
 EXTENSIONS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff"}
 EXTENSIONS[".tiff"] = "tiff"
@@ -50,7 +49,7 @@ def tryon(
     )
     pictures = (person.read_bytes(), product.read_bytes(), mask.read_bytes() if mask else None)
     receipt = None
-    with Client(url or Settings().url) as client, err.status(f"Trying {product.name} on ..."):
+    with connect(url) as client, err.status(f"Trying {product.name} on ..."):
         if suffix == ".zip":
             output.write_bytes(client.tryon_layers(options, *pictures))
         else:

@@ -24,7 +24,7 @@ from serve.telemetry import STAGES
 CAPTION = "milliseconds per stage; outside: largest change of any pixel outside the region"
 
 
-def run_demo(url: str, out_dir: Path, console: Console) -> int:
+def run_demo(client: Client, out_dir: Path, console: Console) -> int:
     """Try every case, print the table, write `out_dir/index.html`.
 
     Returns:
@@ -32,13 +32,12 @@ def run_demo(url: str, out_dir: Path, console: Console) -> int:
     """
     started_s = time.monotonic()
     results = []
-    with Client(url) as client:
-        cases = demo_cases()
-        for number, case in enumerate(cases, start=1):
-            with console.status(f"{number} of {len(cases)}: {case.expert}, {case.title}"):
-                results.append(_try(client, case))
-            if not console.is_terminal:
-                console.print(f"{number} of {len(cases)}: {case.expert}")
+    cases = demo_cases()
+    for number, case in enumerate(cases, start=1):
+        with console.status(f"{number} of {len(cases)}: {case.expert}, {case.title}"):
+            results.append(_try(client, case))
+        if not console.is_terminal:
+            console.print(f"{number} of {len(cases)}: {case.expert}")
     console.print(_table(results))
     for result in results:
         if not result.ok:

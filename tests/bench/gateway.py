@@ -107,13 +107,17 @@ def make_bodies(num_bytes: int) -> Bodies:
     return Bodies(person, product, encoded.tobytes())
 
 
-def write_request(url: str, path: str, bodies: Bodies, version: str, file: Path) -> None:
+KEPT_HEADERS = ("content-type", "authorization")
+
+
+def write_request(url: str, key: str, path: str, bodies: Bodies, version: str, file: Path) -> None:
     """The whole HTTP request as bytes, the same multipart body for echo and try-on."""
     request = httpx2.Request(
         "POST",
         url + path,
         data={"expert": "top", "version": version},
         files={"person": bodies.person, "product": bodies.product, "mask": bodies.mask},
+        headers={"Authorization": f"Bearer {key}"},
     )
     body = request.read()
     head = [f"POST {path} HTTP/1.1", *(f"{k}: {v}" for k, v in request.headers.items())]
@@ -156,13 +160,13 @@ def stages(url: str, request: Path, path: str) -> str:
     """The `Server-Timing` of one warm request."""
     head, _, body = request.read_bytes().partition(b"\r\n\r\n")
     lines = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
-    kept = {name: value for name, value in lines.items() if name == "content-type"}
+    kept = {name: value for name, value in lines.items() if name in KEPT_HEADERS}
     answers = [httpx2.post(url + path, content=body, headers=kept, timeout=60) for _ in range(5)]
     return answers[-1].headers.get("server-timing", "")
 
 
 def bench_size(
-    url: str, port: int, label: str, seconds: float, folder: Path
+    url: str, key: str, port: int, label: str, seconds: float, folder: Path
 ) -> tuple[list[Row], list[str]]:
     bodies = make_bodies(BODY_BYTES[label])
     floor_ms = codec_floor_ms(bodies)
@@ -174,7 +178,7 @@ def bench_size(
     }
     rows = []
     for mode, (path, version) in modes.items():
-        write_request(url, path, bodies, version, folder / mode)
+        write_request(url, key, path, bodies, version, folder / mode)
         if mode != "echo":
             notes.append(f"{label} {mode}: {stages(url, folder / mode, path)}")
     for connections in CONNECTIONS:
@@ -219,7 +223,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     port = free_port()
-    cluster = LocalCluster(LocalOptions(family=FAMILY, port=port))
+    data = tempfile.TemporaryDirectory(prefix="sm4ll-bench-", ignore_cleanup_errors=True)
+    cluster = LocalCluster(LocalOptions(family=FAMILY, port=port, data_dir=Path(data.name)))
     rows: list[Row] = []
     notes: list[str] = []
     try:
@@ -232,12 +237,18 @@ def main() -> None:
             for label in BODY_BYTES:
                 err.print(f"{label} ...")
                 new_rows, new_notes = bench_size(
-                    cluster.url, port, label, arguments.seconds, Path(folder)
+                    cluster.url,
+                    cluster.api_key or "",
+                    port,
+                    label,
+                    arguments.seconds,
+                    Path(folder),
                 )
                 rows += new_rows
                 notes += new_notes
     finally:
         cluster.stop()
+        data.cleanup()
     report = table(rows, notes)
     print(report)
     if arguments.output is not None:
