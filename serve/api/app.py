@@ -9,7 +9,9 @@ from fastapi import FastAPI
 from serve import __version__
 from serve.api.assets import build_assets_router
 from serve.api.authentication import Authentication
+from serve.api.batches import build_batches_router, open_batches
 from serve.api.health import ReadWaiting, build_health_router
+from serve.api.idempotency import Idempotency
 from serve.api.job_events import build_job_events_router
 from serve.api.jobs import build_jobs_router, open_job_desk
 from serve.api.keys import build_keys_router
@@ -71,6 +73,7 @@ def build_api(
     install_openapi(app)
     # Added last runs first: every refusal carries the request id, and nothing is read of a body
     # before it is known whose it is.
+    app.add_middleware(Idempotency, answers=services.first_answers, logger=logger)
     app.add_middleware(RateLimit, hit=services.limits.hit)
     app.add_middleware(Authentication, find_caller=services.keys.find_caller)
     app.add_middleware(BodyLimit, max_body_bytes=router_config.max_body_mib * 2**20)
@@ -83,6 +86,7 @@ def build_api(
     app.include_router(build_jobs_router(desk))
     app.include_router(build_job_events_router(services.database))
     app.include_router(build_models_router(catalog, read_states))
+    app.include_router(build_batches_router(open_batches(services, catalog, limits, predict)))
     app.include_router(build_webhooks_router(services.database, router_config.webhooks))
     app.include_router(build_tenants_router(services.database, services.registry))
     app.include_router(build_keys_router(services.database, services.registry))

@@ -13,7 +13,7 @@ from sqlalchemy import and_, insert, select, update
 
 from serve.errors import Conflict, NotFound
 from serve.store import ledger
-from serve.store.batch_progress import UNSEEN, is_batch, newest_jobs, note_ended
+from serve.store.batch_progress import UNSEEN, is_batch, newest_jobs
 from serve.store.batch_tables import HELD_UNTIL, Batch, BatchState
 from serve.store.engine import Session
 from serve.store.ids import ID
@@ -102,16 +102,12 @@ async def hold_if_paused(session: Session, job: Job, runnable_at: datetime) -> d
     return HELD_UNTIL if state is BatchState.PAUSED else runnable_at
 
 
-async def cancel_cells(session: Session, batch: Batch, now: datetime) -> None:
-    """Waiting cells end now; those that run are asked to, and end by themselves."""
-    waiting = (
-        update(Job)
-        .where(_cells(batch.tenant_id, batch.id), Job.state == JobState.QUEUED)
-        .values(state=JobState.CANCELLED, finished_at=now, num_events=Job.num_events + 1)
-        .returning(Job.id, Job.num_events)
-        .execution_options(**UNSEEN)
-    )
-    ended = sorted((row.id, row.num_events) for row in await session.execute(waiting))
+async def cancel_cells(session: Session, batch: Batch, now: datetime) -> int:
+    """Waiting cells end now, and are counted by the caller; those that run are asked to.
+
+    The batch's row comes after its jobs, here and where a cell ends.
+    """
+    ended = await _cancel_waiting(session, batch, now)
     await session.execute(
         update(Job)
         .where(
@@ -122,22 +118,35 @@ async def cancel_cells(session: Session, batch: Batch, now: datetime) -> None:
         .values(cancel_requested_at=now)
         .execution_options(**UNSEEN)
     )
-    if not ended:
-        return
-    events = [
-        {
-            "tenant_id": batch.tenant_id,
-            "job_id": job_id,
-            "sequence": sequence,
-            "kind": FINISHED_EVENT,
-            "data": {"status": JobState.CANCELLED.value},
-            "at": now,
-        }
-        for job_id, sequence in ended
-    ]
-    await session.execute(insert(JobEvent), events)
-    await ledger.release_many(session, batch.tenant_id, [job_id for job_id, _ in ended], now)
-    await note_ended(session, batch.tenant_id, batch.id, now, len(ended))
+    # What ran at first and was queued again before it could be asked.
+    ended += await _cancel_waiting(session, batch, now)
+    if ended:
+        await session.execute(insert(JobEvent), [_end_event(row, now) for row in ended])
+        job_ids = [row.id for row in ended]
+        await ledger.release_many(session, batch.tenant_id, job_ids, now)
+    return len(ended)
+
+
+async def _cancel_waiting(session: Session, batch: Batch, now: datetime) -> list[Any]:
+    cancelled = (
+        update(Job)
+        .where(_cells(batch.tenant_id, batch.id), Job.state == JobState.QUEUED)
+        .values(state=JobState.CANCELLED, finished_at=now, num_events=Job.num_events + 1)
+        .returning(Job.tenant_id, Job.id, Job.num_events)
+        .execution_options(**UNSEEN)
+    )
+    return list(await session.execute(cancelled))
+
+
+def _end_event(row: Any, now: datetime) -> dict[str, Any]:
+    return {
+        "tenant_id": row.tenant_id,
+        "job_id": row.id,
+        "sequence": row.num_events,
+        "kind": FINISHED_EVENT,
+        "data": {"status": JobState.CANCELLED.value},
+        "at": now,
+    }
 
 
 async def read_cells(

@@ -1,0 +1,87 @@
+"""A batch's document, and the jobs of its cells; pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from serve.schemas.batches import BatchRequest
+from serve.schemas.tryon import TryOnOptions
+from serve.store.batch_tables import Batch
+from serve.store.ids import new_id
+from serve.store.jobs import NewJob
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a batch was asked to do."""
+
+    options: TryOnOptions
+    products: tuple[tuple[str, dict[str, str]], ...]
+    """SKU and reference of the picture."""
+    persons: tuple[tuple[str, dict[str, str]], ...]
+    subject: str
+
+    @property
+    def asset_ids(self) -> list[str]:
+        references = (reference for _, reference in (*self.products, *self.persons))
+        return [reference["asset"] for reference in references if "asset" in reference]
+
+    def place(self, cell: int) -> tuple[str, str]:
+        """SKU and person of a cell."""
+        row, column = divmod(cell, len(self.persons))
+        return self.products[row][0], self.persons[column][0]
+
+
+def write_spec(request: BatchRequest, options: TryOnOptions) -> dict[str, Any]:
+    return {
+        "options": options.model_dump(mode="json"),
+        "products": [[product.sku, _reference(product.image)] for product in request.products],
+        "persons": [[person.name, _reference(person.image)] for person in request.persons],
+        "subject": request.subject,
+        "webhook_url": request.webhook_url,
+    }
+
+
+def read_spec(batch: Batch) -> Spec:
+    return Spec(
+        options=TryOnOptions.model_validate(batch.spec["options"]),
+        products=tuple((name, reference) for name, reference in batch.spec["products"]),
+        persons=tuple((name, reference) for name, reference in batch.spec["persons"]),
+        subject=batch.spec["subject"],
+    )
+
+
+def write_cells(batch: Batch, cells: Iterable[int], runnable_at: datetime | None) -> list[NewJob]:
+    """A new job for each; product x number of persons + person is a cell's number."""
+    spec = read_spec(batch)
+    options = spec.options.model_dump(mode="json")
+    jobs = []
+    for cell in cells:
+        row, column = divmod(cell, len(spec.persons))
+        jobs.append(
+            NewJob(
+                id=new_id("job"),
+                version=batch.version,
+                priority=batch.priority,
+                request={
+                    "options": options,
+                    "person": spec.persons[column][1],
+                    "product": spec.products[row][1],
+                    "mask": None,
+                    "webhook_url": None,
+                    "deadline_s": None,
+                },
+                predicted_gpu_ms=batch.predicted_gpu_ms // batch.num_cells,
+                num_images=spec.options.num_images,
+                subject=spec.subject,
+                batch_id=batch.id,
+                cell=cell,
+                runnable_at=runnable_at,
+            )
+        )
+    return jobs
+
+
+def _reference(image: str) -> dict[str, str]:
+    return {"asset": image} if image.startswith("ast_") else {"url": image}
