@@ -93,7 +93,7 @@ def _common(
 ) -> dict[str, Any]:
     bundle = choice.bundle
     return {
-        "id": f"tr_{secrets.token_hex(12)}",
+        "id": _answer_id(work),
         "request_id": work.request_id,
         "expert": bundle.expert,
         "version": bundle.version,
@@ -112,6 +112,13 @@ def _common(
         "usage": Usage(gpu_s=measure_gpu_ms(reply) / 1e3, images=work.options.num_images),
         "upstream": None if reply.cost is None else Upstream(**asdict(reply.cost)),
     }
+
+
+def _answer_id(work: TryOnWork) -> str:
+    """The ledger's name of the work, so that an answer's charge is found by the answer."""
+    if work.account is not None and work.account.work_item.startswith("tr_"):
+        return work.account.work_item
+    return f"tr_{secrets.token_hex(12)}"
 
 
 def digest_of(image: DecodedImage) -> InputDigest:

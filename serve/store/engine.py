@@ -157,10 +157,12 @@ class _ThreadWriter:
     def __init__(self, url: URL, options: PoolOptions):
         self._url = url.set(drivername="sqlite+pysqlite")
         self._arguments = {"timeout": options.busy_timeout_s, "isolation_level": None}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
+        self._thread: ThreadPoolExecutor | None = None
         self._engine: Engine | None = None
 
     async def run(self, work: Callable[[Connection], T]) -> T:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
 
     def _run(self, work: Callable[[Connection], T]) -> T:
@@ -172,12 +174,16 @@ class _ThreadWriter:
                 return work(connection)
 
     async def close(self) -> None:
+        if self._thread is None:
+            return
         await asyncio.get_running_loop().run_in_executor(self._thread, self._dispose)
         self._thread.shutdown(wait=False)
+        self._thread = None
 
     def _dispose(self) -> None:
         if self._engine is not None:
             self._engine.dispose()
+            self._engine = None
 
 
 def _create_engine(url: URL, options: PoolOptions) -> AsyncEngine:
