@@ -199,6 +199,8 @@ class ExpertReplica:
         try:
             with _expiring(member):
                 answer = asyncio.wrap_future(member.answer)
+                # Whoever stops listening does not ask for it.
+                answer.add_done_callback(lambda done: done.cancelled() or done.exception())
                 while not answer.done():
                     await asyncio.wait([answer], timeout=STEP_INTERVAL_S)
                     if member.progress != told:
