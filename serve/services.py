@@ -11,6 +11,7 @@ from serve.store.engine import Database
 from serve.store.opening import open_blobs, open_database
 from serve.store.schema import SchemaStatus, read_schema
 from serve.tenancy.assets import AssetStore
+from serve.tenancy.idempotency import FirstAnswers
 from serve.tenancy.key_ring import KeyRing
 from serve.tenancy.ledger import UsageLedger
 from serve.tenancy.limits import TenantLimits, open_limits
@@ -26,6 +27,7 @@ class Services:
     keys: KeyRing
     registry: Registry
     assets: AssetStore
+    first_answers: FirstAnswers
     ledger: UsageLedger
     limits: TenantLimits
 
@@ -51,6 +53,7 @@ def open_services(settings: Settings) -> Services:
         keys=KeyRing(database),
         registry=Registry(database),
         assets=AssetStore(database, blobs),
+        first_answers=FirstAnswers(database, blobs),
         ledger=UsageLedger(database),
         limits=open_limits(redis_url),
     )

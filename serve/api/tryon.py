@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from serve.admission.ticket import Share
 from serve.api.forms import read_tryon
+from serve.api.idempotency import note_reference
 from serve.api.identity import require
 from serve.api.pictures import FetchPicture, fetch_pictures
 from serve.api.problems import request_id_of
@@ -67,9 +68,13 @@ def build_tryon_router(
                 request_id=request_id_of(request),
                 timeout_s=body.left_s,
                 share=Share(caller.tenant_id, policy.weight, caller.priority()),
+                policy=policy,
                 account=_account(services.ledger, caller, request),
             )
             result = await pipeline.run(work, watch)
+        receipt = result.receipt
+        pictures = (receipt.person, receipt.product, receipt.mask)
+        note_reference(request, *(one.sha256 for one in pictures if one is not None))
         headers = _headers(result, watch)
         if body.options.output == "layers":
             return Response(result.layers, 200, headers, "application/zip")
@@ -82,11 +87,7 @@ def build_tryon_router(
 
 def _account(ledger: UsageLedger, caller: Caller, request: Request) -> Account:
     """A replay with the same Idempotency-Key is the same work item, and charged once."""
-    identity = request.scope["state"].get("idempotency_identity")
-    if identity is None:
-        work_item = f"tr_{secrets.token_hex(12)}"
-    else:
-        work_item = f"idm_{hashlib.sha256(str(identity).encode()).hexdigest()}"
+    work_item = request.scope["state"].get("work_item") or f"tr_{secrets.token_hex(12)}"
     return Account(
         ledger=ledger,
         tenant_id=caller.tenant_id,
