@@ -1,15 +1,17 @@
 """The typed Python client of the HTTP API; the command line goes through it."""
 
 import base64
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 from urllib.parse import quote
 
 import httpx2
 from pydantic import BaseModel
 
+from serve.schemas.jobs import JobCard, JobEventCard, JobOptions, JobPage, JobStatus
 from serve.schemas.keys import KeyCard, KeyList, KeyMinted, KeyRotation, NewKey
 from serve.schemas.models import ModelList, Readiness
 from serve.schemas.problems import Problem
@@ -118,6 +120,67 @@ class Client:
             headers={"Accept": accept},
         )
 
+    def submit_job(
+        self, options: JobOptions, person: bytes, product: bytes, mask: bytes | None = None
+    ) -> JobCard:
+        """As `tryon`, done later; what this answers will end, whatever dies meanwhile."""
+        files = {"person": person, "product": product, "mask": mask}
+        response = self._send(
+            "POST",
+            "/v1/jobs",
+            data=options.model_dump(mode="json", exclude_none=True),
+            files={name: (name, data) for name, data in files.items() if data is not None},
+        )
+        return JobCard.model_validate_json(response.content)
+
+    def job(self, job_id: str) -> JobCard:
+        return JobCard.model_validate_json(self._send("GET", f"/v1/jobs/{_part(job_id)}").content)
+
+    def jobs(
+        self, status: JobStatus | None = None, after: str | None = None, limit: int = 50
+    ) -> JobPage:
+        """Newest first."""
+        asked = {"status": status, "after": after, "limit": limit}
+        parameters = {name: value for name, value in asked.items() if value is not None}
+        return JobPage.model_validate_json(self._send("GET", "/v1/jobs", params=parameters).content)
+
+    def cancel_job(self, job_id: str) -> JobCard:
+        """One that runs stops at its next step; follow it to see."""
+        return JobCard.model_validate_json(
+            self._send("DELETE", f"/v1/jobs/{_part(job_id)}").content
+        )
+
+    def job_events(self, job_id: str, after: int = 0) -> Iterator[JobEventCard]:
+        """What happens to a job, as it happens, up to `finished`; taken up again where a stream
+        ends before.
+
+        Raises:
+            ApiError: there is no such job.
+            ApiUnreachable: the stream broke and nothing answers any more.
+        """
+        path = f"/v1/jobs/{_part(job_id)}/events"
+        while True:
+            try:
+                with self._http.stream(
+                    "GET", path, headers={"Last-Event-ID": str(after)}
+                ) as answer:
+                    if answer.status_code != httpx2.codes.OK:
+                        answer.read()
+                        if answer.status_code != httpx2.codes.NO_CONTENT:
+                            self._raise(answer)
+                        return
+                    for event in read_events(answer.iter_lines()):
+                        after = event.id
+                        yield event
+                        if event.kind == "finished":
+                            return
+            except httpx2.TransportError:
+                self.job(job_id)  # raises where nothing answers
+
+    def download(self, path: str) -> bytes:
+        """The bytes at a path that an answer named, such as a job's output."""
+        return self._send("GET", path).content
+
     def models(self) -> ModelList:
         """Every deployed expert version."""
         return ModelList.model_validate_json(self._send("GET", "/v1/models").content)
@@ -186,8 +249,11 @@ class Client:
             response = self._http.request(method, path, **arguments)
         except httpx2.TransportError as exc:
             raise ApiUnreachable(f"{self.url}: {exc or type(exc).__name__}") from exc
-        if response.is_success:
-            return response
+        if not response.is_success:
+            self._raise(response)
+        return response
+
+    def _raise(self, response: httpx2.Response) -> NoReturn:
         try:
             raise ApiError(Problem.model_validate_json(response.content))
         except ValueError:
@@ -197,3 +263,21 @@ class Client:
 
 def _part(segment: str) -> str:
     return quote(segment, safe="")
+
+
+def read_events(lines: Iterable[str]) -> Iterator[JobEventCard]:
+    """Server-sent events of a job; comments and what is no event are passed over.
+
+    Source: html.spec.whatwg.org/multipage/server-sent-events.html
+    """
+    fields: dict[str, str] = {}
+    for line in lines:
+        if not line:
+            if {"id", "event", "data"} <= fields.keys():
+                data = json.loads(fields["data"])
+                yield JobEventCard(id=int(fields["id"]), kind=fields["event"], data=data)
+            fields = {}
+            continue
+        name, _, value = line.partition(":")
+        if name:
+            fields[name] = value.removeprefix(" ")

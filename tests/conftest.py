@@ -8,6 +8,7 @@ import pytest
 from serve.client import Client
 from serve.settings import CONFIGS_DIR, export_ray_flags, free_port
 from tests.postgres import postgres  # noqa: F401
+from tests.redis_server import redis_server  # noqa: F401
 from tests.stores import (  # noqa: F401
     anyio_backend,
     database,
@@ -34,13 +35,19 @@ SLOW_LINES = """  - version: top@slow
 """
 
 
+# Long enough that who waits behind a stopped request knows that it was stopped.
+LONG = NOOP.replace("{kind: noop}", "{kind: noop, seconds: 30, steps: 300}")
+LONG_LINES = "  - version: top@long\n    autoscaling: {max_replicas: 1}\n"
+
+
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped family plus two no-op versions of `top`, and seven LoRAs on one tiny base."""
+    """The shipped family plus three no-op versions of `top`, and seven LoRAs on one tiny base."""
     folder = tmp_path_factory.mktemp("configs")
     shutil.copytree(CONFIGS_DIR / "experts", folder / "experts")
     (folder / "experts/top.noop.yaml").write_text(f"expert: top\nname: noop\n{NOOP}")
     (folder / "experts/top.slow.yaml").write_text(f"expert: top\nname: slow\n{SLOW}")
+    (folder / "experts/top.long.yaml").write_text(f"expert: top\nname: long\n{LONG}")
     # Imported here: the tests that need no weights start without torch.
     from tests.tiny.family import (
         SHARED_BASE,
@@ -52,6 +59,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_lora_experts(folder)
     write_parsed_expert(folder)
     lines = (CONFIGS_DIR / "family.yaml").read_text() + "  - version: top@noop\n" + SLOW_LINES
+    lines += LONG_LINES
     (folder / "family.yaml").write_text(SHARED_BASE + lines + lora_lines())
     return folder / "family.yaml"
 
