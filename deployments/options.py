@@ -24,6 +24,7 @@ Options = dict[str, Any]
 # Longer than the longest request, so that scaling down never cuts one off.
 GRACEFUL_SHUTDOWN_S = 90.0
 MIN_ONGOING_REQUESTS = 4
+REQUEST_ROUTER = "serve.least_loaded:LeastLoadedRouter"
 
 
 # Of deployments that report load: measured twice a second, told to the controller every second.
@@ -140,11 +141,15 @@ def group_experts(
     return tuple(groups.values())
 
 
+def max_batch_size(group: ExpertGroup) -> int:
+    """Requests of one picture that may share a pass."""
+    backend = group.bundles[0].backend
+    return backend.max_batch_size if isinstance(backend, Diffusion) else 1
+
+
 def max_ongoing_requests(group: ExpertGroup) -> int:
     """Requests that one replica takes at once."""
-    backend = group.bundles[0].backend
-    max_batch_size = backend.max_batch_size if isinstance(backend, Diffusion) else 1
-    least = max(MIN_ONGOING_REQUESTS, 2 * max_batch_size)
+    least = max(MIN_ONGOING_REQUESTS, 2 * max_batch_size(group))
     return group.deployed.max_ongoing_requests or least
 
 
@@ -155,4 +160,5 @@ def expert_options(group: ExpertGroup) -> Options:
     return {
         **_common(group.name, _by_load(deployed.autoscaling, versions), deployed.resources),
         "max_ongoing_requests": max_ongoing_requests(group),
+        "request_router_config": {"request_router_class": REQUEST_ROUTER},
     }

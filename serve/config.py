@@ -178,10 +178,10 @@ class RouterConfig(Config):
     default_timeout_s: PositiveFloat = 60.0
     """A request that takes longer is stopped everywhere and answered 504."""
     max_in_flight_per_version: PositiveInt | None = None
-    """Requests that one router replica may have at the replicas of a version. When absent, this
-    router's part of all they take: their most replicas times max_ongoing_requests, over the
-    most routers. What is there is beyond fair order: a lower number is fairer, and idles
-    devices once it is below one batch for each."""
+    """Requests that one router replica may have at the replicas of a version. When absent, its
+    part of what keeps the running ones at work: one each, at least 2; two full batches each
+    where requests share a pass. What is there is beyond fair order: more makes others wait for
+    whole passes, fewer idles devices."""
     max_waiting_per_version: NonNegativeInt = 256
     """Requests that may wait in one router replica before more are answered 503."""
     batch_floor: float = Field(default=0.1, gt=0, lt=1)
@@ -240,6 +240,13 @@ class ReplicaPlan(Config):
     """Below 1: the share of the device's memory that one replica may hold."""
 
 
+class PricingConfig(Config):
+    """What usage costs, where somebody wants to see it in money."""
+
+    usd_per_gpu_second: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """None: usage is shown in GPU-seconds alone."""
+
+
 class FamilyConfig(Config):
     """What one cluster serves."""
 
@@ -250,6 +257,7 @@ class FamilyConfig(Config):
     segmenter: SegmenterConfig = SegmenterConfig()
     """Of every masker that the bundles name; each has its own deployment."""
     weights: WeightsConfig = WeightsConfig()
+    pricing: PricingConfig = PricingConfig()
     shared: tuple[SharedReplicas, ...] = ()
     experts: tuple[DeployedVersion, ...] = Field(min_length=1)
     """In order: the first version of an expert is the one a request gets by default."""

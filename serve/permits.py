@@ -1,22 +1,52 @@
-"""How much one router may ask of each expert deployment at once: the gate of a family."""
+"""How much one router may ask of each expert deployment at once: the gate of a family.
+
+What is at a deployment is beyond fair order: somebody who comes now waits for it, whoever's it
+is. So there are no more permits than keep the devices at work, and they follow the replicas that
+run, not those that may.
+"""
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from deployments.bundle import Bundle
-from deployments.options import ExpertGroup, group_experts, max_ongoing_requests
+from deployments.options import ExpertGroup, group_experts, max_batch_size, max_ongoing_requests
 from serve.admission.gate import Gate
 from serve.admission.lane import Lane, LaneLimits
 from serve.config import FamilyConfig, RouterConfig, VersionId
 
 
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What runs now."""
+
+    num_routers: int
+    num_replicas: Mapping[str, int]
+    """Of every expert deployment, by name."""
+
+
+def count_permits(
+    group: ExpertGroup, router: RouterConfig, num_replicas: int, num_routers: int
+) -> int:
+    """One router's part of what keeps the devices of a deployment at work; at least 1.
+
+    One request for each replica; where requests share a pass, a full one and the next behind it.
+    Two for a replica that is alone: it would idle while the next request travels, and somebody
+    who comes meanwhile waits for a pass either way.
+    """
+    if router.max_in_flight_per_version is not None:
+        return router.max_in_flight_per_version
+    per_replica = max_ongoing_requests(group) if max_batch_size(group) > 1 else 1
+    busy = max(2, num_replicas * per_replica)
+    return max(1, math.ceil(busy / max(1, num_routers)))
+
+
 def plan_lane(group: ExpertGroup, router: RouterConfig) -> LaneLimits:
-    """One router's part of a deployment, as if all routers there may be were at work."""
-    num_replicas = group.deployed.autoscaling.max_replicas
-    num_routers = router.autoscaling.max_replicas
-    part = math.ceil(num_replicas * max_ongoing_requests(group) / num_routers)
+    """As if the fewest replicas and routers there may be were at work, until more are seen."""
+    num_replicas = max(1, group.deployed.autoscaling.min_replicas)
+    num_routers = max(1, router.autoscaling.min_replicas)
     return LaneLimits(
-        max_in_flight=router.max_in_flight_per_version or part,
+        max_in_flight=count_permits(group, router, num_replicas, num_routers),
         max_waiting=router.max_waiting_per_version,
         batch_floor=router.batch_floor,
         # A replica has one device and works off one second in a second.
@@ -24,10 +54,32 @@ def plan_lane(group: ExpertGroup, router: RouterConfig) -> LaneLimits:
     )
 
 
+class Seats:
+    """The gate of a family, and how many permits it has."""
+
+    def __init__(self, family: FamilyConfig, bundles: Mapping[VersionId, Bundle]):
+        self._router = family.router
+        self._groups = group_experts(family, bundles)
+        lanes: dict[str, Lane] = {}
+        for group in self._groups:
+            lane = Lane(plan_lane(group, family.router))
+            # Versions that share replicas wait in one lane.
+            lanes.update({bundle.version: lane for bundle in group.bundles})
+        self.gate = Gate(lanes)
+
+    def follow(self, fleet: Fleet) -> None:
+        """Have the permits for what runs; of a deployment that is not named they stay."""
+        self.gate.resize(
+            {
+                group.bundles[0].version: count_permits(
+                    group, self._router, fleet.num_replicas[group.name], fleet.num_routers
+                )
+                for group in self._groups
+                if group.name in fleet.num_replicas
+            }
+        )
+
+
 def build_gate(family: FamilyConfig, bundles: Mapping[VersionId, Bundle]) -> Gate:
-    """Versions that share replicas wait in one lane."""
-    lanes: dict[str, Lane] = {}
-    for group in group_experts(family, bundles):
-        lane = Lane(plan_lane(group, family.router))
-        lanes.update({bundle.version: lane for bundle in group.bundles})
-    return Gate(lanes)
+    """With the permits of a start."""
+    return Seats(family, bundles).gate

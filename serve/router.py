@@ -25,11 +25,12 @@ from serve.catalog import Catalog
 from serve.config import DeployedVersion, FamilyConfig, VersionId
 from serve.errors import Cancelled, GenerationFailed, Overloaded, ReplicaLost, Sm4llError
 from serve.fetching.fetch import Fetcher
+from serve.fleet import FleetWatch
 from serve.imaging.limits import ImageLimits
 from serve.jobs.run import JobOutcome, JobRun
 from serve.jobs.work import JobWork
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
-from serve.permits import build_gate
+from serve.permits import Seats
 from serve.pipeline import ExpertCaller, ExpertFollower, OnStep, Pipeline
 from serve.services import open_services, require_current_schema
 from serve.settings import Settings
@@ -111,7 +112,9 @@ class Router:
         settings = Settings()
         require_current_schema(settings)
         self._services = open_services(settings)
-        self._gate = build_gate(family, bundles)
+        self._seats = Seats(family, bundles)
+        self._gate = self._seats.gate
+        self._fleet = FleetWatch()
         self._pipeline = Pipeline(
             catalog=self._catalog,
             segment=self._segment,
@@ -150,7 +153,12 @@ class Router:
 
     # async: Serve would call it in another thread otherwise, while the gate's work changes.
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """The load at this router's gate; Serve calls it and tells the autoscaler."""
+        """The load at this router's gate; Serve calls it twice a second and tells the autoscaler.
+
+        What that decided comes back here: permits follow the replicas.
+        """
+        if fleet := await self._fleet.read():
+            self._seats.follow(fleet)
         return report_gate(self._gate)
 
     async def _segment(self, request: SegmentRequest) -> SegmentReply:

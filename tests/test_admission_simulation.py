@@ -255,3 +255,21 @@ def test_every_arrival_has_exactly_one_ending(
     ]
     outcomes = simulate(lane(20, replicas), offered, replicas)
     assert Counter(one.ticket for one in outcomes) == Counter(one.ticket for one in offered)
+
+
+def test_permits_that_come_are_used_at_once_and_those_that_go_end_in_their_own_time() -> None:
+    growing = lane(replicas=1)
+    tickets = [Ticket(Share("a"), "eye@1", COST_S) for _ in range(6)]
+    assert [growing.offer(ticket, 0.0) for ticket in tickets] == [True, *[False] * 5]
+    before_s = growing.predict_wait_s(Ticket(Share("b"), "eye@1", COST_S), 0.0)
+    growing.resize(4, 0.0)
+    assert growing.advance(0.0).started == tuple(tickets[1:4])
+    after_s = growing.predict_wait_s(Ticket(Share("b"), "eye@1", COST_S), 0.0)
+    assert before_s == pytest.approx(1.0)
+    assert after_s == pytest.approx(0.5)  # four times as much runs, four times as fast
+    growing.resize(2, 0.1)
+    for ticket in tickets[:2]:
+        growing.end(ticket, 0.2)
+        assert growing.advance(0.2).started == ()
+    growing.end(tickets[2], 0.3)
+    assert growing.advance(0.3).started == (tickets[4],)

@@ -12,6 +12,8 @@ SOURCES = sorted(p for top in ("serve", "deployments") for p in (ROOT / top).rgl
 MAY_IMPORT_RAY = {
     "serve/app.py",
     "serve/router.py",
+    "serve/fleet.py",
+    "serve/least_loaded.py",
     "serve/local.py",
     "deployments/expert.py",
     "deployments/segmentation.py",

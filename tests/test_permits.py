@@ -10,16 +10,16 @@ import pytest
 from starlette.testclient import TestClient
 
 from deployments.bundle import load_family
-from deployments.options import group_experts
+from deployments.options import ExpertGroup, group_experts
 from serve.admission.gate import Gate
 from serve.admission.lane import LaneLimits
 from serve.admission.ticket import Share
 from serve.catalog import Catalog
-from serve.config import Autoscaling, RouterConfig
+from serve.config import RouterConfig
 from serve.errors import Overloaded
 from serve.imaging.limits import ImageLimits
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
-from serve.permits import build_gate, plan_lane
+from serve.permits import Fleet, Seats, build_gate, count_permits, plan_lane
 from serve.pipeline import Pipeline
 from serve.schemas.tryon import TryOnOptions
 from serve.steps import TryOnWork
@@ -36,11 +36,52 @@ def limits_of(family_file: Path, version: str, router: RouterConfig) -> LaneLimi
     return plan_lane(group, router)
 
 
-def test_permits_are_the_replicas_times_what_each_takes_over_the_routers(family: Path) -> None:
-    three = RouterConfig(autoscaling=Autoscaling(max_replicas=3))
-    assert limits_of(family, "top@1", RouterConfig()).max_in_flight == 4 * 4 / 2
-    assert limits_of(family, "top@1", three).max_in_flight == 6  # a third of 16, rounded up
-    assert limits_of(family, VERSION, RouterConfig()).rate_guess == 1.0
+def group_named(family_file: Path, name: str) -> ExpertGroup:
+    (group,) = (one for one in group_experts(*load_family(family_file)) if one.name == name)
+    return group
+
+
+@pytest.mark.parametrize(
+    ("name", "num_replicas", "num_routers", "permits"),
+    [
+        ("Expert-top@1", 0, 1, 2),  # whoever comes first wakes it
+        ("Expert-top@1", 1, 1, 2),
+        ("Expert-top@1", 8, 1, 8),
+        ("Expert-top@1", 8, 3, 3),
+        ("Expert-top@1", 1, 4, 1),
+        ("Experts-klein", 1, 1, 8),  # batches of 4: one runs, the next is full behind it
+        ("Experts-klein", 3, 2, 12),
+    ],
+)
+def test_permits_keep_the_running_replicas_at_work_and_no_more(
+    family: Path, name: str, num_replicas: int, num_routers: int, permits: int
+) -> None:
+    group = group_named(family, name)
+    assert count_permits(group, RouterConfig(), num_replicas, num_routers) == permits
+    named = RouterConfig(max_in_flight_per_version=3)
+    assert count_permits(group, named, num_replicas, num_routers) == 3
+
+
+def test_a_router_starts_with_the_permits_of_the_fewest_replicas(family: Path) -> None:
+    limits = limits_of(family, "top@1", RouterConfig())
+    assert (limits.max_in_flight, limits.rate_guess) == (2, 1.0)
+
+
+def test_permits_follow_the_replicas_and_what_waited_for_them_starts(family: Path) -> None:
+    async def main() -> None:
+        served = Served(family, 10, num_permits=None)
+        calls = [served.begin(f"call {number}") for number in range(6)]
+        await served.until_waiting(4)
+        served.seats.follow(Fleet(1, {"Expert-top@noop": 5}))
+        await served.until_waiting(1)
+        served.seats.follow(Fleet(1, {"Expert-top@1": 8}))
+        assert served.gate._lanes[VERSION].limits.max_in_flight == 5
+        served.seats.follow(Fleet(1, {"Expert-top@noop": 1}))
+        served.expert.let_go.set()
+        await asyncio.gather(*calls)
+        assert served.gate.running()[VERSION] == 0
+
+    asyncio.run(main())
 
 
 def test_permits_and_places_can_be_named(family: Path) -> None:
@@ -80,13 +121,16 @@ async def refuse_to_segment(request: SegmentRequest, /) -> SegmentReply:
 
 
 class Served:
-    """The pipeline with one permit and a few places in front of a held expert."""
+    """The pipeline with few permits and places in front of a held expert."""
 
-    def __init__(self, family_file: Path, num_places: int):
+    def __init__(self, family_file: Path, num_places: int, num_permits: int | None = 1):
         family, bundles = load_family(family_file)
-        router = RouterConfig(max_in_flight_per_version=1, max_waiting_per_version=num_places)
+        router = RouterConfig(
+            max_in_flight_per_version=num_permits, max_waiting_per_version=num_places
+        )
         family = family.model_copy(update={"router": router})
-        self.gate: Gate = build_gate(family, bundles)
+        self.seats = Seats(family, bundles)
+        self.gate: Gate = self.seats.gate
         self.expert = HeldExpert()
         self.pipeline = Pipeline(
             catalog=Catalog(family, bundles),

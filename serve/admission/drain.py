@@ -44,6 +44,10 @@ class DrainRate:
         counted_s = now_s - max(started_s, self._busy_since_s)
         self._retired_s += cost_s * (counted_s / took_s if took_s > 0 else 1.0)
 
+    def scale(self, factor: float) -> None:
+        """Expect so many times the speed from now on: devices came or went."""
+        self._retired_s *= factor
+
     def _pass_time(self, now_s: float) -> None:
         if self._busy_since_s is not None and now_s > self._now_s:
             passed_s = now_s - self._now_s

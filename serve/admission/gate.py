@@ -76,6 +76,14 @@ class Gate:
             together.update(one)
         return {version: float(together[version]) for version in self._lanes}
 
+    def resize(self, permits: Mapping[str, int]) -> None:
+        """Have so many permits for the lanes of these versions; what may start now does."""
+        now_s = asyncio.get_running_loop().time()
+        for lane, num in {self._lanes[version]: num for version, num in permits.items()}.items():
+            lane.resize(num, now_s)
+            if lane.num_waiting:
+                self._advance(lane)
+
     @asynccontextmanager
     async def admit(self, request: ExpertRequest, share: Share) -> AsyncIterator[Permit]:
         """Wait for the turn of a request; the permit is held inside the block.

@@ -7,7 +7,7 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serve.admission.drain import DrainRate
 from serve.admission.fair_queue import FairQueue
@@ -80,6 +80,17 @@ class Lane:
     def running_s(self) -> Counter[str]:
         """Predicted GPU-seconds at the deployment, per version, as if just begun."""
         return _sum_by_version(self._in_flight)
+
+    def resize(self, max_in_flight: int, now_s: float) -> None:
+        """Have so many permits from now on; call `advance` afterwards.
+
+        What is beyond them ends in its own time. The deployment is taken to be faster or slower
+        by as much, until that is measured.
+        """
+        if max_in_flight != self.limits.max_in_flight:
+            self._drain.scale(max_in_flight / self.limits.max_in_flight)
+            self.limits = replace(self.limits, max_in_flight=max_in_flight)
+            self._mark_busy(now_s)
 
     def offer(self, ticket: Ticket, now_s: float) -> bool:
         """Start work, or let it wait.
