@@ -117,7 +117,9 @@ class Pipeline:
         """
         try:
             async with asyncio.timeout(work.timeout_s):
-                choice = self._catalog.choose(work.options.expert, work.options.version)
+                choice = self._catalog.choose(
+                    work.options.expert, work.options.version, work.policy
+                )
                 if choice.bundle.imaging == "passthrough":
                     return await self._pass_through(work, choice, watch)
                 return await self._try_on(work, choice, watch)

@@ -30,6 +30,7 @@ from serve.imaging.region import (
     upscale_region,
 )
 from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, UInt8Array
+from serve.policy import TenantPolicy
 from serve.schemas.receipt import Format, Receipt
 from serve.schemas.tryon import TryOnOptions
 from serve.telemetry import Stopwatch
@@ -59,6 +60,8 @@ class TryOnWork:
     timeout_s: float
     share: Share = LOCAL_SHARE
     """On whose account it waits for an expert."""
+    policy: TenantPolicy = TenantPolicy()
+    """Which versions it may get; all of them where one was chosen when it was accepted."""
     progress: Progress | None = None
     """Who follows it step by step; a synchronous caller does not."""
     account: Account | None = None
