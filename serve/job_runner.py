@@ -9,7 +9,9 @@ from ray.serve.handle import DeploymentHandle
 from deployments.bundle import Bundle
 from serve.admission.load import report_queued
 from serve.config import FamilyConfig, VersionId
+from serve.fetching.post import Poster
 from serve.jobs.chores import list_chores
+from serve.jobs.deliveries import Deliverer
 from serve.jobs.routine import Chore, Routine
 from serve.jobs.run import JobOutcome, JobRun
 from serve.jobs.runner import Runner
@@ -17,10 +19,13 @@ from serve.jobs.windows import plan_windows
 from serve.router import map_handle_errors
 from serve.services import open_services
 from serve.settings import Settings
+from serve.store.columns import utc_now
+from serve.store.ledger import release_expired
 
 ROUTER = "Router"
 # A chore that waits for the database gives up by itself long before this.
 STUCK_S = 90.0
+LEDGER_S = 30.0
 
 
 class JobRunner:
@@ -41,12 +46,21 @@ class JobRunner:
             batch_floor=family.router.batch_floor,
             logger=logger,
         )
-        self._routine = Routine([*list_chores(self._runner, family.jobs), *self._extras()], logger)
+        deliverer = Deliverer(
+            self._services.database, Poster(family.router.webhooks), logger=logger
+        )
+        chores = [
+            *list_chores(self._runner, family.jobs),
+            Chore(name="deliver", every_s=1.0, work=deliverer.run_forever, is_endless=True),
+            Chore(name="ledger", every_s=LEDGER_S, work=self._release_expired),
+        ]
+        self._routine = Routine(chores, logger)
         self._routine.start()
 
-    def _extras(self) -> list[Chore]:
-        """What else is to be done now and then, by whoever has time."""
-        return []
+    async def _release_expired(self) -> None:
+        """What routers reserved for synchronous calls and died with."""
+        async with self._services.database.transaction() as session:
+            await release_expired(session, utc_now())
 
     async def _dispatch(self, run: JobRun) -> JobOutcome:
         # Not before the first job: the router starts after this, which is part of its graph.

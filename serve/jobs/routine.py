@@ -17,6 +17,8 @@ class Chore:
     every_s: float
     work: Callable[[], Awaitable[object]]
     pause: Callable[[float], Awaitable[object]] = asyncio.sleep
+    is_endless: bool = False
+    """It loops by itself and is stuck only when its task is gone."""
 
 
 class Routine:
@@ -49,10 +51,11 @@ class Routine:
         """Chores that neither ended nor failed for so long, or whose loop is gone."""
         now_s = self._now_s()
         gone = {task.get_name() for task in self._tasks if task.done()}
+        endless = {chore.name for chore in self._chores if chore.is_endless}
         return [
             name
             for name, turned_s in self._turned_s.items()
-            if name in gone or now_s - turned_s > limit_s
+            if name in gone or (now_s - turned_s > limit_s and name not in endless)
         ]
 
     async def _repeat(self, chore: Chore) -> None:
