@@ -17,6 +17,7 @@ from serve.commands import (
     store,
     tenants,
     tryon,
+    usage,
 )
 from serve.commands.console import err, out
 from serve.errors import ConfigError, Sm4llError
@@ -47,6 +48,7 @@ stores = typer.Typer(
 )
 stores.command()(store.upgrade)
 stores.command()(store.check)
+stores.command()(store.sweep)
 app.add_typer(stores, name="store")
 
 owners = typer.Typer(
@@ -65,8 +67,13 @@ log.command("verify")(tenants.verify_audit)
 owners.add_typer(log, name="audit")
 app.add_typer(owners, name="tenants")
 
+app.command()(usage.usage)
+
 benches = typer.Typer(help="Measure; every figure is a ratio within one run.", no_args_is_help=True)
-for measure in (bench.gateway, bench.experts, bench.adapters, bench.packing, bench.admission):
+MEASURES = (
+    bench.gateway, bench.experts, bench.adapters, bench.packing, bench.admission, bench.fairness,
+)  # fmt: skip
+for measure in MEASURES:
     benches.command()(measure)
 benches.command()(bench.gpu)
 app.add_typer(benches, name="bench")

@@ -2,8 +2,9 @@
 
 import base64
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from types import TracebackType
 from typing import Any, NoReturn, Self
 from urllib.parse import quote
@@ -18,6 +19,7 @@ from serve.schemas.problems import Problem
 from serve.schemas.receipt import Receipt
 from serve.schemas.tenants import AuditVerdict, NewTenant, TenantCard, TenantChange, TenantList
 from serve.schemas.tryon import TryOnAnswer, TryOnOptions
+from serve.schemas.usage import UsageBy, UsageReport
 
 TIMEOUT = httpx2.Timeout(120.0, connect=5.0)
 
@@ -184,6 +186,27 @@ class Client:
     def models(self) -> ModelList:
         """Every deployed expert version."""
         return ModelList.model_validate_json(self._send("GET", "/v1/models").content)
+
+    def usage(
+        self,
+        by: Sequence[UsageBy] = ("day",),
+        first: date | None = None,
+        last: date | None = None,
+        tenant: str | None = None,
+    ) -> UsageReport:
+        """What was used from first to last, both included, and what is left of the month.
+
+        Args:
+            tenant: another's, for administrators.
+        """
+        wanted = {"by": list(by), "from": first, "to": last, "tenant": tenant}
+        parameters = {
+            name: str(value) if isinstance(value, date) else value
+            for name, value in wanted.items()
+            if value is not None
+        }
+        response = self._send("GET", "/v1/usage", params=parameters)
+        return UsageReport.model_validate_json(response.content)
 
     def tenants(self) -> Iterator[TenantCard]:
         """Every tenant, newest first; like all of the below for keys with the scope `admin`."""

@@ -10,6 +10,7 @@ from serve import __version__
 from serve.api.assets import build_assets_router
 from serve.api.authentication import Authentication
 from serve.api.batches import build_batches_router, open_batches
+from serve.api.erasures import build_erasures_router
 from serve.api.health import ReadWaiting, build_health_router
 from serve.api.idempotency import Idempotency
 from serve.api.job_events import build_job_events_router
@@ -23,12 +24,14 @@ from serve.api.problems import install_problem_handlers
 from serve.api.rate import RateLimit
 from serve.api.tenants import build_audit_router, build_tenants_router
 from serve.api.tryon import build_tryon_router
+from serve.api.usage import build_usage_router
 from serve.api.webhooks import build_webhooks_router
 from serve.catalog import Catalog
 from serve.imaging.limits import ImageLimits
 from serve.jobs.quote import PredictUnits
 from serve.pipeline import Pipeline
 from serve.services import Services
+from serve.tenancy.erasure import Erasure, Forget, forget_nothing
 
 DESCRIPTION = """Virtual try-on by specialised experts. A person photo and a product photo go in;
 the person wearing the product comes out; nothing else in the picture changes, and the answer
@@ -46,12 +49,14 @@ def build_api(
     *,
     services: Services,
     predict: PredictUnits,
+    forget: Forget = forget_nothing,
     is_id_echoed_outside: bool = False,
 ) -> FastAPI:
     """Put the application together; nothing here knows Ray.
 
     Args:
         predict: what work of a version will take, for what is accepted before it is decoded.
+        forget: makes the replicas forget pictures that were erased.
     """
     router_config = catalog.family.router
 
@@ -82,6 +87,8 @@ def build_api(
         build_tryon_router(pipeline, limits, fetch, router_config.default_timeout_s, services)
     )
     app.include_router(build_assets_router(services.assets, limits))
+    erasure = Erasure(services.database, services.assets, services.first_answers, forget)
+    app.include_router(build_erasures_router(erasure))
     desk = open_job_desk(services, catalog, limits, fetch, predict)
     app.include_router(build_jobs_router(desk))
     app.include_router(build_job_events_router(services.database))
@@ -91,5 +98,7 @@ def build_api(
     app.include_router(build_tenants_router(services.database, services.registry))
     app.include_router(build_keys_router(services.database, services.registry))
     app.include_router(build_audit_router(services.database))
+    price = catalog.family.pricing.usd_per_gpu_second
+    app.include_router(build_usage_router(services.database, price))
     app.include_router(build_health_router(read_waiting))
     return app
