@@ -1,6 +1,7 @@
 """Least recently used entries, bounded by the bytes they hold."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 
@@ -37,6 +38,13 @@ class ByteCache(Generic[T]):
         while self._held_bytes > self._max_bytes:
             _, oldest = self._entries.popitem(last=False)
             self._held_bytes -= oldest.nbytes
+
+    def remove(self, is_gone: Callable[[str], bool]) -> int:
+        """Forget every entry whose key this is true of; says how many."""
+        keys = [key for key in self._entries if is_gone(key)]
+        for key in keys:
+            self._held_bytes -= self._entries.pop(key).nbytes
+        return len(keys)
 
     @property
     def held_bytes(self) -> int:

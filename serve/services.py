@@ -16,6 +16,7 @@ from serve.tenancy.key_ring import KeyRing
 from serve.tenancy.ledger import UsageLedger
 from serve.tenancy.limits import TenantLimits, open_limits
 from serve.tenancy.registry import Registry
+from serve.tenancy.retention import Sweeper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Services:
     registry: Registry
     assets: AssetStore
     first_answers: FirstAnswers
+    sweeper: Sweeper
     ledger: UsageLedger
     limits: TenantLimits
 
@@ -47,13 +49,16 @@ def open_services(settings: Settings) -> Services:
     database = open_database(settings)
     blobs = open_blobs(settings)
     redis_url = None if settings.redis_url is None else settings.redis_url.get_secret_value()
+    assets = AssetStore(database, blobs)
+    first_answers = FirstAnswers(database, blobs)
     return Services(
         database=database,
         blobs=blobs,
         keys=KeyRing(database),
         registry=Registry(database),
-        assets=AssetStore(database, blobs),
-        first_answers=FirstAnswers(database, blobs),
+        assets=assets,
+        first_answers=first_answers,
+        sweeper=Sweeper(database, blobs, assets, first_answers),
         ledger=UsageLedger(database),
         limits=open_limits(redis_url),
     )

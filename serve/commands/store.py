@@ -14,6 +14,7 @@ from serve.settings import Settings
 if TYPE_CHECKING:
     from serve.store.blobs import Blobs
     from serve.store.schema import SchemaStatus
+    from serve.tenancy.retention import SweepReport
 
 PROBE_TENANT = "sm4ll-check"
 PROBE = b"sm4ll store check"
@@ -61,6 +62,38 @@ def check() -> None:
     except (ConfigError, Sm4llError) as exc:
         _refuse("Blobs: no", exc)
     out.print("Blobs: written, read and deleted.")
+
+
+def sweep() -> None:
+    """Delete what has outlived its time: pictures, jobs, kept answers, reservations, messages.
+
+    A running cluster does this by itself. For a CronJob where none runs, or to have it now; safe
+    beside a cluster and beside itself.
+
+    For example: SM4LL_DATABASE_URL=postgresql://sm4ll@db/sm4ll sm4ll store sweep
+    """
+    try:
+        report = asyncio.run(_sweep(Settings()))
+    except (ConfigError, Sm4llError) as exc:
+        _refuse("Nothing was swept", exc)
+    out.print(
+        f"Deleted {report.num_assets} assets, {report.num_jobs} jobs, {report.num_answers} kept "
+        f"answers, {report.num_deliveries} webhook messages and {report.num_orphans} orphaned "
+        f"blobs; released {report.num_reservations} reservations."
+    )
+    if report.num_failures:
+        err.print(f"{report.num_failures} tenants could not be swept; the log says why.")
+        raise typer.Exit(1)
+
+
+async def _sweep(settings: Settings) -> "SweepReport":
+    from serve.services import open_services
+
+    services = open_services(settings)
+    try:
+        return await services.sweeper.run_once()
+    finally:
+        await services.close()
 
 
 async def _read_status(settings: Settings) -> "SchemaStatus":

@@ -57,7 +57,7 @@ class AssetDeletion(DeletedAsset):
 class ErasureRequest(Wire):
     """Whose pictures and jobs shall be gone."""
 
-    subject: Annotated[str, StringConstraints(min_length=1, max_length=128)] = Field(repr=False)
+    subject: Annotated[Subject, StringConstraints(min_length=1)] = Field(repr=False)
 
 
 class ErasureRecord(Wire):
