@@ -16,6 +16,7 @@ from serve.jobs.routine import Chore, Routine
 from serve.jobs.run import JobOutcome, JobRun
 from serve.jobs.runner import Runner
 from serve.jobs.windows import plan_windows
+from serve.jobs.work import build_forget
 from serve.router import map_handle_errors
 from serve.services import open_services
 from serve.settings import Settings
@@ -44,6 +45,7 @@ class JobRunner:
             dispatch=self._dispatch,
             owner=context.replica_tag,
             batch_floor=family.router.batch_floor,
+            forget=build_forget(self._services.assets),
             logger=logger,
         )
         deliverer = Deliverer(

@@ -27,7 +27,7 @@ from serve.jobs.chores import list_chores
 from serve.jobs.routine import Routine
 from serve.jobs.runner import Runner
 from serve.jobs.windows import plan_windows
-from serve.jobs.work import JobWork
+from serve.jobs.work import JobWork, build_forget
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
 from serve.permits import build_gate
 from serve.pipeline import ExpertFollower, OnStep, Pipeline
@@ -76,9 +76,13 @@ def build_local_api(
         replica = ExpertReplica(group.bundles, ReplicaPlan(name=group.name))
         replicas.update({bundle.version: replica for bundle in group.bundles})
 
+    # One at a time, as in a replica: OpenCV's cascades are not to be shared.
+    segmenting = ThreadPoolExecutor(1)
+
     async def segment(request: SegmentRequest) -> SegmentReply:
         found = segmenters[request.masker].segment
-        (outcome,) = await asyncio.to_thread(found, [request])
+        loop = asyncio.get_running_loop()
+        (outcome,) = await loop.run_in_executor(segmenting, found, [request])
         if isinstance(outcome, Sm4llError):
             raise outcome
         return outcome
@@ -130,6 +134,7 @@ def build_local_api(
             windows=plan_windows(family, bundles),
             dispatch=work,
             owner="tests",
+            forget=build_forget(services.assets),
         ),
         config,
     )

@@ -343,3 +343,20 @@ def test_inputs_are_kept_as_assets_of_the_subject(http: TestClient) -> None:
     follow(http, submit(http, subject="jane").id)
     kept = http.get("/v1/assets?subject=jane").json()["items"]
     assert {item["kind"] for item in kept} == {AssetKind.INPUT.value, AssetKind.RESULT.value}
+
+
+def test_tenant_that_keeps_no_inputs_has_none_once_its_job_has_ended(
+    api: FastAPI, http: TestClient
+) -> None:
+    policy = TenantPolicy(input_retention_s=0)
+    headers = bearer(add_key_to(api, "shy", policy=policy))
+    card = submit(http, headers=headers)
+    path = f"/v1/jobs/{card.id}"
+    http.get(f"{path}/events", headers=headers)
+    assert http.get(path, headers=headers).json()["status"] == "succeeded"
+    wait_for(lambda: count_inputs(api, "shy") == 0)
+
+
+def count_inputs(api: FastAPI, tenant_id: str) -> int:
+    files = (path for path in api.state.settings.data_dir.rglob("*") if path.is_file())
+    return sum({tenant_id, "input"} <= set(path.parts) for path in files)

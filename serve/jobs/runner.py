@@ -30,6 +30,9 @@ from serve.store.tables import JobClass
 Dispatch = Callable[[JobRun], Awaitable[JobOutcome]]
 """Has one attempt made; when it is cancelled, so is what it started."""
 
+Forget = Callable[[Claim], Awaitable[object]]
+"""Drops the pictures of a job that nothing needs any more; those it still needs stay."""
+
 Reason = Literal["cancelled", "lost", "stopping"]
 Write = Callable[[Session], Awaitable[object]]
 
@@ -70,13 +73,19 @@ class Runner:
         owner: str,
         batch_floor: float = 0.1,
         lease: LeasePolicy | None = None,
+        forget: Forget | None = None,
         now: Callable[[], datetime] = utc_now,
         logger: logging.Logger | None = None,
     ):
+        """
+        Args:
+            forget: told of jobs that ended whose tenant keeps no inputs.
+        """
         self._database = database
         self._config = config
         self._windows = windows
         self._dispatch = dispatch
+        self._forget = forget
         self._owner = owner
         self._now = now
         self._claims = Claims(lease or lease_policy(config), now)
@@ -223,6 +232,8 @@ class Runner:
             write = self._judge(held)
             if write is not None:
                 await self._write(claim, write)
+                if self._forget is not None and held.policy.input_retention_s == 0:
+                    await self._forget(claim)
         except Exception:
             self._logger.exception("%s: its end could not be written", claim.job_id)
         finally:

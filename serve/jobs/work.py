@@ -21,8 +21,10 @@ from serve.steps import TryOnResult, TryOnWork
 from serve.store.columns import utc_now
 from serve.store.engine import Database
 from serve.store.events import append_event
+from serve.store.leases import Claim
 from serve.store.tables import Asset, AssetKind
 from serve.telemetry import Stopwatch
+from serve.tenancy.assets import AssetStore
 
 ZIP = "application/zip"
 
@@ -181,6 +183,17 @@ class JobWork:
             "height": result.height,
             "sha256": hashlib.sha256(file).hexdigest(),
         }
+
+
+def build_forget(assets: AssetStore) -> Callable[[Claim], Awaitable[None]]:
+    """Drops the pictures that a job was given, where they have expired and no other needs them."""
+
+    async def forget(claim: Claim) -> None:
+        given = (claim.request.get(name) or {} for name in ("person", "product", "mask"))
+        ids = [reference["asset"] for reference in given if "asset" in reference]
+        await assets.drop_expired(claim.tenant_id, asset_ids=ids)
+
+    return forget
 
 
 def read_options(job: JobRun) -> TryOnOptions:
