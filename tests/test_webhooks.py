@@ -27,7 +27,6 @@ from serve.store.webhook_secrets import (
 from serve.store.webhooks import (
     Receiver,
     claim_due,
-    delete_deliveries,
     enqueue,
     get_delivery,
     list_deliveries,
@@ -536,19 +535,3 @@ async def test_log_is_listed_newest_first_and_by_state(desk: Desk) -> None:
     assert listed == sorted(ids, reverse=True)
     assert [row.id for row in (*newest, *older)] == listed
     assert len(failed) == 1
-
-
-async def test_old_messages_are_forgotten_unless_they_are_still_tried(desk: Desk) -> None:
-    await desk.put()
-    await desk.put("https://slow.example.org/")
-    replies = {URL: Reply(200, None)}
-
-    async def answer(url: str) -> Reply:
-        return replies.get(url, Reply(500, None))
-
-    await desk.deliverer(Receivers(answer=answer)).run_once()
-    async with desk.database.transaction() as session:
-        assert await delete_deliveries(session, "acme", START) == 0
-        assert await delete_deliveries(session, "acme", START + LEASE) == 1
-        (left,) = await list_deliveries(session, "acme")
-    assert left.state is DeliveryState.PENDING

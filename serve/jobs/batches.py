@@ -187,11 +187,13 @@ class Batches:
 
         Raises:
             NotFound: no such batch or cell.
-            Conflict: the one cell has not failed, or the batch was cancelled.
+            Conflict: the one cell has not failed, or the batch is a draft or cancelled.
             QuotaExhausted, RateLimited: they do not fit.
         """
         async with self.database.transaction() as session:
             batch = await self._locked(session, caller, batch_id)
+            if batch.state in (BatchState.DRAFT, BatchState.CANCELLED):
+                raise Conflict(f"The batch is {batch.state.value}: no cell is tried again.")
             cells = () if cell is None else (cell,)
             jobs = await read_cells(session, batch, cells=cells)
             if cell is not None and not jobs:
@@ -259,8 +261,7 @@ class Batches:
         if request.webhook_url is not None:
             check_webhook_url(request.webhook_url, self._rules.webhooks)
         pictures = self._rules.pictures
-        images = [product.image for product in request.products]
-        for url in {*images, *(person.image for person in request.persons)}:
+        for url in request.references:
             if not url.startswith("ast_"):
                 if not pictures.enabled:
                     raise FetchRefused("images by URL are not fetched here")

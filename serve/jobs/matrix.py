@@ -11,21 +11,26 @@ from serve.store.batch_tables import Batch
 from serve.store.ids import new_id
 from serve.store.jobs import NewJob
 
+Reference = dict[str, str]
+"""`{"asset": ...}` or `{"url": ...}`."""
+
 
 @dataclass(frozen=True)
 class Spec:
     """What a batch was asked to do."""
 
     options: TryOnOptions
-    products: tuple[tuple[str, dict[str, str]], ...]
-    """SKU and reference of the picture."""
-    persons: tuple[tuple[str, dict[str, str]], ...]
+    products: tuple[tuple[str, Reference], ...]
+    """SKU and picture."""
+    persons: tuple[tuple[str, Reference, Reference | None], ...]
+    """Name, picture and mask."""
     subject: str
 
     @property
     def asset_ids(self) -> list[str]:
-        references = (reference for _, reference in (*self.products, *self.persons))
-        return [reference["asset"] for reference in references if "asset" in reference]
+        of_products = (reference for _, reference in self.products)
+        of_persons = (reference for _, *both in self.persons for reference in both)
+        return [one["asset"] for one in (*of_products, *of_persons) if one and "asset" in one]
 
     def place(self, cell: int) -> tuple[str, str]:
         """SKU and person of a cell."""
@@ -37,7 +42,10 @@ def write_spec(request: BatchRequest, options: TryOnOptions) -> dict[str, Any]:
     return {
         "options": options.model_dump(mode="json"),
         "products": [[product.sku, _reference(product.image)] for product in request.products],
-        "persons": [[person.name, _reference(person.image)] for person in request.persons],
+        "persons": [
+            [person.name, _reference(person.image), person.mask and _reference(person.mask)]
+            for person in request.persons
+        ],
         "subject": request.subject,
         "webhook_url": request.webhook_url,
     }
@@ -47,7 +55,7 @@ def read_spec(batch: Batch) -> Spec:
     return Spec(
         options=TryOnOptions.model_validate(batch.spec["options"]),
         products=tuple((name, reference) for name, reference in batch.spec["products"]),
-        persons=tuple((name, reference) for name, reference in batch.spec["persons"]),
+        persons=tuple((name, person, mask) for name, person, mask in batch.spec["persons"]),
         subject=batch.spec["subject"],
     )
 
@@ -68,7 +76,7 @@ def write_cells(batch: Batch, cells: Iterable[int], runnable_at: datetime | None
                     "options": options,
                     "person": spec.persons[column][1],
                     "product": spec.products[row][1],
-                    "mask": None,
+                    "mask": spec.persons[column][2],
                     "webhook_url": None,
                     "deadline_s": None,
                 },
@@ -83,5 +91,5 @@ def write_cells(batch: Batch, cells: Iterable[int], runnable_at: datetime | None
     return jobs
 
 
-def _reference(image: str) -> dict[str, str]:
+def _reference(image: str) -> Reference:
     return {"asset": image} if image.startswith("ast_") else {"url": image}

@@ -11,6 +11,7 @@ from serve.schemas.assets import Subject
 from serve.schemas.base import Wire
 from serve.schemas.jobs import JobOutput, JobProblem, JobStatus
 from serve.schemas.receipt import Blend, Format, OutsideReport, Quality
+from serve.schemas.tryon import MaskConvention
 
 MAX_CELLS = 10_000
 MAX_SPEC_BYTES = 4 * 2**20
@@ -48,6 +49,8 @@ class BatchPerson(Wire):
     name: Name
     """As you call them; once in a batch."""
     image: Reference
+    mask: Reference | None = None
+    """What may change in their picture; found in it when absent."""
 
 
 class BatchOptions(Wire):
@@ -58,6 +61,7 @@ class BatchOptions(Wire):
     quality: Quality = "normal"
     format: Format | None = None
     blend: Blend = "exact"
+    mask_convention: MaskConvention = "white_edits"
 
 
 class BatchRequest(Wire):
@@ -74,6 +78,12 @@ class BatchRequest(Wire):
     priority: Priority = "batch"
     start: bool = False
     """Start at once; otherwise it is a draft with an estimate."""
+
+    @property
+    def references(self) -> set[str]:
+        masks = {person.mask for person in self.persons if person.mask is not None}
+        pictures = {person.image for person in self.persons}
+        return masks | pictures | {product.image for product in self.products}
 
     @model_validator(mode="after")
     def _check_matrix(self) -> Self:
@@ -96,7 +106,7 @@ class BatchEstimate(Wire):
     gpu_s: float
     images: int
     fits_budget: bool
-    """Whether what is left of this month's budget covers all of it, as of now."""
+    """Whether what is left of this month's budget covers a draft now; true once it has started."""
     estimated_duration_s: float
     """If nobody else used the version."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, literal, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, literal, or_, select, tuple_, update
 
 from serve.errors import NotFound
 from serve.store.batch_tables import DeliveryState, WebhookDelivery
@@ -204,28 +204,6 @@ async def list_deliveries(
         found = found.where(WebhookDelivery.id < after)
     found = found.order_by(WebhookDelivery.id.desc()).limit(limit)
     return (await session.scalars(found)).all()
-
-
-async def delete_deliveries(
-    session: Session, tenant_id: str, before: datetime, limit: int = 1000
-) -> int:
-    """Forget messages that were made before a time and are no longer tried; says how many."""
-    old = (
-        select(WebhookDelivery.id)
-        .where(
-            WebhookDelivery.tenant_id == tenant_id,
-            WebhookDelivery.created_at < before,
-            WebhookDelivery.state != DeliveryState.PENDING,
-        )
-        .order_by(WebhookDelivery.created_at)
-        .limit(limit)
-    )
-    gone = (
-        delete(WebhookDelivery)
-        .where(WebhookDelivery.tenant_id == tenant_id, WebhookDelivery.id.in_(old))
-        .returning(WebhookDelivery.id)
-    )
-    return len((await session.scalars(gone, execution_options=UNSEEN)).all())
 
 
 UNSEEN = {"populate_existing": True, "synchronize_session": False}
