@@ -10,6 +10,7 @@ from serve.commands import (
     bench,
     cluster,
     experts,
+    jobs,
     keys,
     listing,
     plan,
@@ -43,6 +44,12 @@ versions.callback(invoke_without_command=True)(listing.experts)
 versions.command()(experts.freeze)
 app.add_typer(versions, name="experts")
 
+works = typer.Typer(help="Work that is accepted now and done later.", no_args_is_help=True)
+works.command("list")(jobs.list_jobs)
+for act in (jobs.show, jobs.follow, jobs.cancel):
+    works.command()(act)
+app.add_typer(works, name="jobs")
+
 stores = typer.Typer(
     help="The database and the blobs that what must survive is kept in.", no_args_is_help=True
 )
@@ -59,8 +66,8 @@ for change in (tenants.create, tenants.policy, tenants.disable, tenants.enable):
     owners.command()(change)
 secrets = typer.Typer(help="Keys of a tenant; a token is shown once.", no_args_is_help=True)
 secrets.command("list")(keys.list_keys)
-for change in (keys.create, keys.rotate, keys.revoke):
-    secrets.command()(change)
+for act in (keys.create, keys.rotate, keys.revoke):
+    secrets.command()(act)
 owners.add_typer(secrets, name="keys")
 log = typer.Typer(help="The log of administrative acts.", no_args_is_help=True)
 log.command("verify")(tenants.verify_audit)
@@ -76,6 +83,7 @@ MEASURES = (
 for measure in MEASURES:
     benches.command()(measure)
 benches.command()(bench.gpu)
+benches.command()(bench.tenancy)
 app.add_typer(benches, name="bench")
 
 

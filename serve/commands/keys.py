@@ -14,14 +14,16 @@ from serve.commands.tenants import Tenant, parse_scopes
 from serve.policy import DAY_S
 from serve.schemas.keys import KeyCard, KeyMinted, KeyRotation, NewKey
 
+ID_LENGTH = 30
 KeyId = Annotated[str, typer.Argument(help="Id of the key, key_...")]
 
 
 def list_keys(tenant: Tenant, url: Url = None) -> None:
     """List a tenant's keys, newest first; no secret is shown."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("id", "name", "scopes", "state", "last used"):
-        table.add_column(heading, no_wrap=True)
+    table.add_column("id", no_wrap=True, min_width=ID_LENGTH)  # an id cut short is of no use
+    for heading in ("name", "scopes", "state", "last used"):
+        table.add_column(heading)
     with connect(url) as client:
         for key in client.keys(tenant):
             used = f"{key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never"

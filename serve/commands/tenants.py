@@ -24,8 +24,9 @@ LISTS = ("experts", "versions")
 def list_tenants(url: Url = None) -> None:
     """List tenants, newest first."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("id", "name", "since", "limits"):
-        table.add_column(heading, no_wrap=heading != "limits")
+    table.add_column("id", overflow="fold")
+    for heading in ("name", "since", "limits"):
+        table.add_column(heading, no_wrap=heading == "since")
     with connect(url) as client:
         for tenant in client.tenants():
             name = f"{tenant.name} (disabled)" if tenant.disabled_at else tenant.name

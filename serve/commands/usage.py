@@ -1,9 +1,10 @@
 """What a tenant used, as a table."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich import box
 from rich.table import Table
 
@@ -13,7 +14,9 @@ from serve.schemas.usage import BudgetState, UsageBy, UsageItem, UsageReport
 
 
 def usage(
-    by: Annotated[list[UsageBy] | None, typer.Option(help="May be repeated.")] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(get_args(UsageBy))}; may be repeated.")
+    ] = None,
     first: Annotated[
         datetime | None,
         typer.Option("--from", formats=["%Y-%m-%d"], help="UTC; the month's first when absent."),
@@ -29,9 +32,10 @@ def usage(
 
     For example: sm4ll usage --by version --by key --from 2026-11-01
     """
+    groups = _parse_groups(by or ["day"])
     with connect(url) as client:
         report = client.usage(
-            by=by or ["day"],
+            by=groups,
             first=None if first is None else first.date(),
             last=None if last is None else last.date(),
             tenant=tenant,
@@ -41,6 +45,15 @@ def usage(
     out.print(
         f"{budget.month}: {_left(budget.gpu_seconds)} GPU-seconds, {_left(budget.images)} images"
     )
+
+
+def _parse_groups(names: list[str]) -> list[UsageBy]:
+    # Typer knows no list of literals.
+    try:
+        return TypeAdapter(list[UsageBy]).validate_python(names)
+    except ValidationError as exc:
+        known = ", ".join(get_args(UsageBy))
+        raise typer.BadParameter(f"--by: one of {known}, not {exc.errors()[0]['input']!r}") from exc
 
 
 def draw_usage(report: UsageReport) -> Table:
