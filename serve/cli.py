@@ -66,8 +66,8 @@ for change in (tenants.create, tenants.policy, tenants.disable, tenants.enable):
     owners.command()(change)
 secrets = typer.Typer(help="Keys of a tenant; a token is shown once.", no_args_is_help=True)
 secrets.command("list")(keys.list_keys)
-for act in (keys.create, keys.rotate, keys.revoke):
-    secrets.command()(act)
+for of_keys in (keys.create, keys.rotate, keys.revoke):
+    secrets.command()(of_keys)
 owners.add_typer(secrets, name="keys")
 log = typer.Typer(help="The log of administrative acts.", no_args_is_help=True)
 log.command("verify")(tenants.verify_audit)

@@ -25,6 +25,15 @@ def gateway(
     _run("gateway", "--seconds", str(seconds), output=output)
 
 
+def tenancy(
+    seconds: Annotated[float, typer.Option(help="Per cell of the table.")] = 6.0,
+    output: Output = None,
+) -> None:
+    """The gateway with key, limits, fair queue and ledger, beside the same one without tenants."""
+    export_ray_flags()
+    _run("tenancy", "--seconds", str(seconds), output=output)
+
+
 def experts(
     seconds: Annotated[float, typer.Option(help="Per measured line.")] = 10.0,
     output: Output = None,
@@ -52,6 +61,20 @@ def adapters(output: Output = None) -> None:
 def admission() -> None:
     """The fair queue: time per decision, overload, and one tenant beside another's 10,000 jobs."""
     _run("admission", output=None)
+
+
+def fairness(
+    replicas: Annotated[int, typer.Option(help="Of the expert.")] = 8,
+    pass_s: Annotated[float, typer.Option(help="What one pass takes.")] = 0.4,
+    permits: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
+    seconds: Annotated[float, typer.Option(help="Alone, and beside the other.")] = 30.0,
+    output: Output = None,
+) -> None:
+    """One tenant's p95 on a running cluster, alone and beside one with 200 requests waiting."""
+    export_ray_flags()
+    named = [] if permits is None else ["--permits", str(permits)]
+    said = ["--replicas", str(replicas), "--pass-s", str(pass_s), "--seconds", str(seconds)]
+    _run("fairness", *said, *named, output=output)
 
 
 def packing(output: Output = None) -> None:

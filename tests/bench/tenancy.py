@@ -1,0 +1,249 @@
+"""The gateway with everything a tenant brings, beside the same gateway with none of it.
+
+tenant: key, rate limit, concurrency, budget, fair queue, a reservation and a settlement on disk.
+bare: the same pipeline, expert and imaging threads' work, deployed beside it by this file alone:
+no key, no limits, no queue, no ledger. Target: p50 of tenant <= 1.3 x bare's, in one run.
+"""
+
+import argparse
+import datetime as dt
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from fastapi import FastAPI, Request
+from ray import serve as rayserve
+from ray.serve.handle import DeploymentHandle
+from rich.console import Console
+from starlette.responses import Response
+
+from deployments.bundle import Bundle, load_family
+from deployments.options import expert_options, group_experts, router_options
+from serve.admission.ticket import Share
+from serve.api.forms import read_tryon
+from serve.api.middleware import BodyLimit, RequestContext
+from serve.api.problems import install_problem_handlers, request_id_of
+from serve.api.tryon import _headers
+from serve.catalog import Catalog
+from serve.client import Client
+from serve.config import FamilyConfig
+from serve.imaging.limits import ImageLimits
+from serve.local import APP_NAME, LocalCluster, LocalOptions
+from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
+from serve.pipeline import Pipeline
+from serve.policy import TenantPolicy
+from serve.router import _Transports, map_handle_errors
+from serve.schemas.keys import NewKey
+from serve.schemas.tenants import NewTenant
+from serve.settings import free_port
+from serve.steps import TryOnWork
+from serve.telemetry import Stopwatch
+from tests.bench.gateway import (
+    BODY_BYTES,
+    CONNECTIONS,
+    FAMILY,
+    make_bodies,
+    run_load,
+    stages,
+    write_request,
+)
+
+TARGET = 1.3
+# Every limit is set, so that every one is checked; none is reached.
+POLICY = TenantPolicy(
+    requests_per_minute=10**9,
+    concurrency=10**6,
+    monthly_gpu_seconds=10**9,
+    monthly_images=10**9,
+)
+err = Console(stderr=True)
+
+
+class OpenGate:
+    """Everybody may ask at once, and nothing is learned."""
+
+    def quote(self, request: ExpertRequest) -> float:
+        raise AssertionError("nobody is charged")
+
+    @asynccontextmanager
+    async def admit(self, request: ExpertRequest, share: Share) -> AsyncIterator[Any]:
+        yield SimpleNamespace(learn=lambda reply: None)
+
+
+class BareRouter:
+    """The ingress as it was before there were tenants."""
+
+    def __init__(
+        self,
+        family: FamilyConfig,
+        bundles: dict[str, Bundle],
+        experts: dict[str, DeploymentHandle],
+    ):
+        self._family = family
+        self._limits = ImageLimits()
+        self._experts = {version: _Transports(handle) for version, handle in experts.items()}
+        self._pipeline = Pipeline(
+            catalog=Catalog(family, bundles),
+            segment=self._segment,
+            experts={version: self._caller(version) for version in experts},
+            gate=OpenGate(),
+            threads=ThreadPoolExecutor(family.router.num_imaging_threads),
+            limits=self._limits,
+        )
+
+    async def _segment(self, request: SegmentRequest) -> SegmentReply:
+        raise AssertionError("the mask comes with the request")
+
+    def _caller(self, version: str) -> Any:
+        async def call(request: ExpertRequest) -> ExpertReply:
+            with map_handle_errors(version):
+                handle = self._experts[version].choose(request.num_bytes)
+                reply: ExpertReply = await handle.generate.remote(request)
+            return reply
+
+        return call
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        router = self._family.router
+        app = FastAPI()
+        install_problem_handlers(app, logging.getLogger("ray.serve"))
+        app.add_middleware(BodyLimit, max_body_bytes=router.max_body_mib * 2**20)
+        app.add_middleware(RequestContext, is_echoed_outside=True)
+
+        @app.post("/v1/tryon", response_class=Response)
+        async def tryon(request: Request) -> Response:
+            watch = Stopwatch()
+            with watch.stage("read"):
+                form = await read_tryon(request, self._limits.max_bytes)
+            assert isinstance(form.person, bytes)
+            assert isinstance(form.product, bytes)
+            assert isinstance(form.mask, bytes)
+            work = TryOnWork(
+                options=form.options,
+                person=form.person,
+                product=form.product,
+                mask=form.mask,
+                request_id=request_id_of(request),
+                timeout_s=router.default_timeout_s,
+            )
+            result = await self._pipeline.run(work, watch)
+            return Response(result.files[0], 200, _headers(result, watch), result.media_type)
+
+        return app
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    body: str
+    connections: int
+    bare: dict[str, float]
+    tenant: dict[str, float]
+
+    @property
+    def ratio(self) -> float:
+        return self.tenant["p50_ms"] / self.bare["p50_ms"]
+
+
+def deploy_bare() -> None:
+    """Beside the family, with the family's own expert."""
+    family, bundles = load_family(FAMILY)
+    experts = {}
+    for group in group_experts(family, bundles):
+        name = str(expert_options(group)["name"])
+        handle = rayserve.get_deployment_handle(name, APP_NAME)
+        experts.update({bundle.version: handle for bundle in group.bundles})
+    options = {**router_options(family.router), "name": "BareRouter"}
+    ingress = rayserve.ingress()(BareRouter)
+    bound = rayserve.deployment(ingress, **options).bind(family, bundles, experts)
+    rayserve.run(bound, name="bare", route_prefix="/bare")
+
+
+def make_key(url: str, admin_key: str) -> str:
+    with Client(url, api_key=admin_key) as client:
+        client.create_tenant(NewTenant(id="bench", name="Benchmark", policy=POLICY))
+        return client.create_key("bench", NewKey(name="benchmark", scopes=("tryon",))).token
+
+
+def bench_size(
+    cluster: LocalCluster, key: str, port: int, label: str, seconds: float, folder: Path
+) -> tuple[list[Row], list[str]]:
+    bodies = make_bodies(BODY_BYTES[label])
+    paths = {"bare": "/bare/v1/tryon", "tenant": "/v1/tryon"}
+    notes, rows = [], []
+    for mode, path in paths.items():
+        write_request(cluster.url, key, path, bodies, "passthrough", folder / mode)
+        notes.append(f"{label} {mode}: {stages(cluster.url, folder / mode, path)}")
+    for connections in CONNECTIONS:
+        results: dict[str, list[dict[str, float]]] = {mode: [] for mode in paths}
+        for mode in paths:
+            run_load(port, folder / mode, connections, min(1.0, seconds))
+        # In turns: what else the machine does meanwhile meets both.
+        for _ in range(2):
+            for mode in paths:
+                results[mode].append(run_load(port, folder / mode, connections, seconds / 2))
+        best = {mode: min(found, key=lambda one: one["p50_ms"]) for mode, found in results.items()}
+        rows.append(Row(label, connections, best["bare"], best["tenant"]))
+        err.print(f"  {label}, {connections}: x {rows[-1].ratio:.2f}")
+    return rows, notes
+
+
+def table(rows: list[Row], notes: list[str]) -> str:
+    lines = [
+        "| body | connections | bare p50 ms | tenant p50 ms | ratio | bare p99 ms | tenant p99 ms "
+        "| bare req/s | tenant req/s | |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        verdict = "met" if row.ratio <= TARGET else "missed"
+        lines.append(
+            f"| {row.body} | {row.connections} | {row.bare['p50_ms']:.2f} "
+            f"| {row.tenant['p50_ms']:.2f} | {row.ratio:.2f} | {row.bare['p99_ms']:.1f} "
+            f"| {row.tenant['p99_ms']:.1f} | {row.bare['per_s']:.0f} "
+            f"| {row.tenant['per_s']:.0f} | {verdict} |"
+        )
+    facts = f"{os.cpu_count()} cores, SQLite, {dt.date.today().isoformat()}"
+    head = f"Target: tenant p50 <= {TARGET} x bare. Measured on {facts}."
+    return "\n".join([head, "", *lines, "", *(f"- {note}" for note in notes)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    port = free_port()
+    data = tempfile.TemporaryDirectory(prefix="sm4ll-bench-", ignore_cleanup_errors=True)
+    cluster = LocalCluster(LocalOptions(family=FAMILY, port=port, data_dir=Path(data.name)))
+    rows: list[Row] = []
+    notes: list[str] = []
+    try:
+        cluster.start(lambda deployments: None, threading.Event())
+        key = make_key(cluster.url, cluster.api_key or "")
+        deploy_bare()
+        with tempfile.TemporaryDirectory() as folder:
+            for label in BODY_BYTES:
+                err.print(f"{label} ...")
+                found = bench_size(cluster, key, port, label, arguments.seconds, Path(folder))
+                rows += found[0]
+                notes += found[1]
+    finally:
+        cluster.stop()
+        data.cleanup()
+    report = table(rows, notes)
+    print(report)
+    if arguments.output is not None:
+        arguments.output.write_text(report + "\n")
+
+
+if __name__ == "__main__":
+    main()
