@@ -65,12 +65,12 @@ def admission() -> None:
 
 def fairness(
     replicas: Annotated[int, typer.Option(help="Of the expert.")] = 8,
-    pass_s: Annotated[float, typer.Option(help="What one pass takes.")] = 0.4,
+    pass_s: Annotated[float, typer.Option(help="What one pass takes.")] = 1.0,
     permits: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
     seconds: Annotated[float, typer.Option(help="Alone, and beside the other.")] = 30.0,
     output: Output = None,
 ) -> None:
-    """One tenant's p95 on a running cluster, alone and beside one with 200 requests waiting."""
+    """One tenant's p95 on a running cluster, alone and beside one with 100 requests waiting."""
     export_ray_flags()
     named = [] if permits is None else ["--permits", str(permits)]
     said = ["--replicas", str(replicas), "--pass-s", str(pass_s), "--seconds", str(seconds)]
