@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 
-from deployments.backends.base import Backend, OnStep
+from deployments.backends.base import Backend, OnStep, Remembering
 from deployments.backends.registry import create_backend
 from deployments.batcher import Batcher, Member
 from deployments.bundle import Bundle
@@ -54,7 +54,7 @@ class DeviceThread:
         """Run it there, after everything before it."""
         self._jobs.put(job)
 
-    def run(self, job: Callable[[], None]) -> None:
+    def run(self, job: Callable[[], object]) -> None:
         """Run it there and wait; what it raises is raised here."""
         done: Future[None] = Future()
 
@@ -220,6 +220,12 @@ class ExpertReplica:
     async def progress(self, request_id: str) -> tuple[int, int] | None:
         """Steps done and to do of a request that waits or runs here; None when it does not."""
         return self._batcher.progress(request_id)
+
+    async def forget(self) -> None:
+        """Drop what is remembered of any picture, after the pass that runs now."""
+        backend = self._backend
+        if isinstance(backend, Remembering):
+            await asyncio.to_thread(self._thread.run, backend.forget)
 
     async def ping(self) -> str:
         """Answers once the backend is loaded."""

@@ -51,6 +51,11 @@ class SegmenterReplica:
                 return [self._segment([request])[0] for request in batch]
             return [GenerationFailed(f"{self._segmenter.name}: {type(exc).__name__}: {exc}")]
 
+    async def forget(self, content_hashes: frozenset[str]) -> int:
+        """Drop what is remembered of these contents, after what is being read now."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._segmenter.forget, content_hashes)
+
     async def ping(self) -> str:
         """Answers once the segmenter is loaded."""
         return self._segmenter.name

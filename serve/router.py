@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +36,7 @@ from serve.services import open_services, require_current_schema
 from serve.settings import Settings
 
 PING_TIMEOUT_S = 2.0
+TELL_TIMEOUT_S = 30.0
 RETRY_AFTER_S = 2.0
 # Median of one call: 1 MB takes 3.4 ms by gRPC and 7.1 ms through the object store, 3 MiB takes
 # 24.7 and 9.7 ms (Ray 2.60, 2 cores).
@@ -80,6 +81,14 @@ class _Transports:
 
     def choose(self, num_bytes: int) -> DeploymentHandle:
         return self._by_value if num_bytes <= GRPC_MAX_BYTES else self._by_reference
+
+    async def tell_all(self, method: str, *args: object) -> None:
+        """Call a method of every replica; where none runs, nobody has to be told."""
+        try:
+            async with asyncio.timeout(TELL_TIMEOUT_S):
+                await self._by_reference.broadcast(method, *args).results_async()
+        except DeploymentUnavailableError:
+            return
 
 
 class Router:
@@ -143,6 +152,7 @@ class Router:
             self._logger,
             services=self._services,
             predict=self._gate.predict,
+            forget=self._forget,
             is_id_echoed_outside=True,  # by Serve's own middleware, which never skips
         )
 
@@ -196,6 +206,22 @@ class Router:
             raise GenerationFailed(f"{version} ended without an answer")
 
         return follow
+
+    async def _forget(self, content_hashes: Collection[str]) -> None:
+        """What was erased is remembered by no replica any more.
+
+        One that cannot be reached is logged, not waited for: its memory ends with it at the latest.
+        """
+        gone = frozenset(content_hashes)
+        told: dict[str, tuple[_Transports, tuple[object, ...]]] = {
+            **{f"segmenter {name}": (one, (gone,)) for name, one in self._segmenters.items()},
+            **{version: (one, ()) for version, one in self._experts.items()},
+        }
+        calls = (transports.tell_all("forget", *args) for transports, args in told.values())
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        for name, outcome in zip(told, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self._logger.error("%s was not told what to forget: %r", name, outcome)
 
     async def _answers(self, transports: "_Transports") -> bool:
         try:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -87,6 +87,12 @@ def build_local_api(
             raise outcome
         return outcome
 
+    async def forget(content_hashes: Collection[str]) -> None:
+        for segmenter in segmenters.values():
+            segmenter.forget(content_hashes)
+        for replica in set(replicas.values()):
+            await replica.forget()
+
     async def read_states() -> Mapping[str, State]:
         return {version: "ready" for version in bundles}
 
@@ -116,6 +122,7 @@ def build_local_api(
         read_waiting,
         logging.getLogger("tests"),
         services=services,
+        forget=forget,
         predict=gate.predict,
     )
     work = JobWork(
@@ -139,6 +146,7 @@ def build_local_api(
         config,
     )
     api.state.services, api.state.settings = services, settings
+    api.state.segmenters = segmenters
     api.state.folder = folder  # goes when the API goes
     if is_key_added:
         api.add_middleware(KeyAdded)

@@ -11,7 +11,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from serve.policy import TenantPolicy
-from serve.schemas.assets import AssetCard, AssetDeletion, AssetPage
+from serve.schemas.assets import AssetCard, AssetDeletion, AssetPage, ErasureRecord
 from serve.schemas.problems import Problem
 from tests.fakes import build_local_api
 from tests.pictures import box_mask, encoded, photo
@@ -228,3 +228,57 @@ def test_assets_need_one_of_two_scopes(
 ) -> None:
     key = bearer(add_key_to(api, "scoped", [scope]))  # type: ignore[list-item]
     assert http.get("/v1/assets", headers=key).status_code == status
+
+
+def test_erased_subject_is_gone_from_the_segmenters_too(http: TestClient, api: FastAPI) -> None:
+    def remembered(card: AssetCard) -> int:
+        return sum(one.forget({card.sha256}) for one in api.state.segmenters.values())
+
+    dora = upload_for(http, "dora", encoded(photo(seed=77)))
+    ella = upload_for(http, "ella", encoded(photo(seed=78)))
+    product = upload(http, FILES["product"])
+    for card in (dora, ella):
+        body = {"expert": "bg", "person": card.id, "product": product.id}
+        http.post("/v1/tryon", json=body)
+    erased = http.post("/v1/erasures", json={"subject": "dora"})
+    record = ErasureRecord.model_validate(erased.json())
+    assert [asset.id for asset in record.assets] == [dora.id]
+    assert record.is_complete
+    assert record.subject_sha256 == hashlib.sha256(b"dora").hexdigest()
+    assert "dora" not in erased.text
+    assert (remembered(dora), remembered(ella)) == (0, 1)
+    again = http.post("/v1/tryon", json={**NOOP, "person": dora.id, "product": product.id})
+    assert (again.status_code, problem_of(again).code) == (404, "not_found")
+    empty = http.post("/v1/erasures", json={"subject": "dora"}).json()
+    assert (empty["assets"], empty["is_complete"]) == ([], True)
+
+
+def upload_for(http: TestClient, subject: str, data: bytes) -> AssetCard:
+    answer = http.post("/v1/assets", files={"file": data}, data={"subject": subject})
+    return AssetCard.model_validate(answer.json())
+
+
+def test_erasing_needs_the_scope_jobs_and_reaches_no_other_tenant(
+    http: TestClient, api: FastAPI, other: dict[str, str]
+) -> None:
+    card = upload_for(http, "carla", FILES["person"])
+    key = bearer(add_key_to(api, "narrow", ["tryon"]))
+    assert http.post("/v1/erasures", json={"subject": "x"}, headers=key).status_code == 403
+    theirs = http.post("/v1/erasures", json={"subject": "carla"}, headers=other)
+    assert theirs.json()["assets"] == []
+    assert http.get(f"/v1/assets/{card.id}").status_code == 200
+    for wrong in ({}, {"subject": ""}, {"subject": "a\x00"}, {"subject": "s" * 129}):
+        assert http.post("/v1/erasures", json=wrong).status_code == 400
+
+
+def test_tryon_with_a_key_is_answered_again_and_charged_once(http: TestClient) -> None:
+    headers = {"Idempotency-Key": "once"}
+    first = http.post("/v1/tryon", data=NOOP, files=FILES, headers=headers)
+    again = http.post("/v1/tryon", data=NOOP, files=FILES, headers=headers)
+    assert (first.status_code, first.content) == (200, again.content)
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.headers["sm4ll-id"] == first.headers["sm4ll-id"]
+    assert again.headers["content-type"] == first.headers["content-type"]
+    other = http.post("/v1/tryon", data={**NOOP, "seed": "1"}, files=FILES, headers=headers)
+    assert other.status_code == 409

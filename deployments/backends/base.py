@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from serve.messages import ExpertReply, ExpertRequest
 
@@ -62,3 +62,11 @@ class Backend(Protocol):
 
     def memory(self) -> Memory:
         """What is held now."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A backend that keeps something of the pictures it was given between requests."""
+
+    def forget(self) -> int:
+        """Drop all of it; says how much there was. From the thread that generates."""

@@ -1,6 +1,6 @@
 """What a network found out about pictures: cached by content, the unknown ones read together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -45,6 +45,10 @@ class Analyses(Generic[T]):
             known[key] = Analysed(outcome, cached=False)
         return [known[content_key(request)] for request in batch]
 
+    def forget(self, content_hashes: Collection[str]) -> int:
+        """Drop what is remembered of these contents; says how many analyses."""
+        return self._cache.remove(lambda key: is_content(key, content_hashes))
+
     def _read_all(self, images: list[UInt8Array]) -> list[T | Sm4llError]:
         """All in one pass; where that fails, each alone, so that one picture fails for itself."""
         if not images:
@@ -65,3 +69,8 @@ class Analyses(Generic[T]):
 def content_key(request: SegmentRequest) -> str:
     # The same file may come as a larger copy: as a person here, as a product there.
     return f"{request.content_hash} {request.image_hwc.shape}"
+
+
+def is_content(key: str, content_hashes: Collection[str]) -> bool:
+    """Whether `content_key` made the key from one of these contents."""
+    return key.partition(" ")[0] in content_hashes

@@ -1,6 +1,6 @@
 """What every segmenter can do: find the regions of a batch of pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -37,3 +37,6 @@ class Segmenter(Protocol):
             In order, a reply, or the error of that request (`SubjectNotFound` with what was looked
             for) so that one picture without a subject does not fail its batch.
         """
+
+    def forget(self, content_hashes: Collection[str]) -> int:
+        """Drop what is remembered of these contents; says how many analyses."""

@@ -125,6 +125,10 @@ class DiffusionBackend:
         generate_ms = (time.perf_counter() - started_s) * 1000
         return _split(images_nhwc, batch, generate_ms)
 
+    def forget(self) -> int:
+        """Drop every encoded product; says how many there were."""
+        return 0 if self._loaded is None else self._loaded.products.clear()
+
     def _num_passes(self, batch: Sequence[ExpertRequest]) -> int:
         return -(-sum(request.num_images for request in batch) // self._config.max_batch_size)
 

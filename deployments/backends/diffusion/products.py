@@ -43,6 +43,10 @@ class EncodedProducts:
             self._cache.put(key, _Kept(encoded))
         return encoded
 
+    def clear(self) -> int:
+        """Forget them all: the keys are of canvases, which no picture's hash leads to."""
+        return self._cache.remove(lambda key: True)
+
     @property
     def held_bytes(self) -> int:
         return self._cache.held_bytes

@@ -1,9 +1,10 @@
 """The classical masker: one analysis per picture, one region per request."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from deployments.cache import ByteCache
+from deployments.segmenters.analyses import is_content
 from deployments.segmenters.classical.person import Person, PersonReader
 from deployments.segmenters.classical.regions import draw_region
 from serve.errors import Sm4llError, SubjectNotFound
@@ -40,6 +41,10 @@ class ClassicalSegmenter:
         """Find the region of every request; pictures of the same content are analysed once."""
         fresh: dict[str, _Analysis] = {}
         return [self._segment_one(request, fresh, len(batch)) for request in batch]
+
+    def forget(self, content_hashes: Collection[str]) -> int:
+        """Drop the analyses of these contents; says how many."""
+        return self._cache.remove(lambda key: is_content(key, content_hashes))
 
     def _segment_one(
         self, request: SegmentRequest, fresh: dict[str, _Analysis], batch_size: int

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from deployments.maskers import LandmarksMasker
 from deployments.segmenters.analyses import Analysed, Analyses
@@ -43,6 +43,10 @@ class LandmarksSegmenter:
             else self._segment_one(request, outcome, len(batch))
             for request, outcome in zip(batch, self._analyses.of(batch), strict=True)
         ]
+
+    def forget(self, content_hashes: Collection[str]) -> int:
+        """Drop the analyses of these contents; says how many."""
+        return self._analyses.forget(content_hashes)
 
     def _segment_one(
         self, request: SegmentRequest, analysed: Analysed[Seen], batch_size: int

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from deployments.maskers import MattingMasker
 from deployments.segmenters.analyses import Analysed, Analyses
@@ -48,6 +48,10 @@ class MattingSegmenter:
             else self._refuse(request)
             for request in batch
         ]
+
+    def forget(self, content_hashes: Collection[str]) -> int:
+        """Drop the analyses of these contents; says how many."""
+        return self._analyses.forget(content_hashes)
 
     def _segment_one(
         self, request: SegmentRequest, matte: Analysed[UInt8Array] | Sm4llError, batch_size: int

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from deployments.maskers import ParsingMasker
 from deployments.segmenters.analyses import Analysed, Analyses
@@ -44,6 +44,10 @@ class ParsingSegmenter:
             else self._segment_one(request, outcome, len(batch))
             for request, outcome in zip(batch, outcomes, strict=True)
         ]
+
+    def forget(self, content_hashes: Collection[str]) -> int:
+        """Drop the analyses of these contents; says how many."""
+        return self._analyses.forget(content_hashes)
 
     def _segment_one(
         self, request: SegmentRequest, analysed: Analysed[Parsed], batch_size: int
