@@ -3,13 +3,17 @@
 import base64
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from serve.client import ApiError, Client
+from serve.demo.cases import demo_cases
+from serve.messages import Expert
 from serve.schemas.jobs import JobOptions
 from serve.schemas.tryon import TryOnOptions
 from tests.pictures import box_mask, encoded, photo
+from tests.test_cli import sm4ll
 
 pytestmark = pytest.mark.ray
 
@@ -82,3 +86,21 @@ def test_forty_jobs_at_once_all_succeed(api: Client) -> None:
 
     with ThreadPoolExecutor(10) as callers:
         assert set(callers.map(one, range(40))) == {"succeeded"}
+
+
+@pytest.mark.parametrize("expert", ["dress", "eye"])
+def test_job_of_an_expert_is_what_the_synchronous_call_answers(
+    api: Client, expert: Expert, tmp_path: Path
+) -> None:
+    """Dress: a crop that is too large for gRPC, streamed by reference. Fetched by `sm4ll jobs`."""
+    case = next(case for case in demo_cases() if case.expert == expert)
+    files = (case.person_path.read_bytes(), case.product_path.read_bytes())
+    card = api.submit_job(JobOptions(expert=expert, format="png"), *files)
+    key = api.headers["Authorization"].removeprefix("Bearer ")
+    answer = sm4ll(
+        "jobs", "follow", card.id, "-o", str(tmp_path), "--url", api.url, SM4LL_API_KEY=key
+    )
+    assert answer.returncode == 0, answer.stderr
+    (file,) = tmp_path.iterdir()
+    direct = api.tryon(TryOnOptions(expert=expert, format="png"), *files)
+    assert file.read_bytes() == direct.pictures[0].data

@@ -20,7 +20,7 @@ from serve.schemas.jobs import JobCard, JobPage
 from serve.schemas.problems import Problem
 from serve.store.engine import Database
 from serve.store.opening import database_url
-from serve.store.tables import AssetKind, LedgerEntry, LedgerState
+from serve.store.tables import AssetKind, IdempotencyKey, LedgerEntry, LedgerState
 from tests.fakes import build_local_api
 from tests.pictures import box_mask, encoded, photo
 from tests.tenants import add_key_to, bearer, run
@@ -360,3 +360,41 @@ def test_tenant_that_keeps_no_inputs_has_none_once_its_job_has_ended(
 def count_inputs(api: FastAPI, tenant_id: str) -> int:
     files = (path for path in api.state.settings.data_dir.rglob("*") if path.is_file())
     return sum({tenant_id, "input"} <= set(path.parts) for path in files)
+
+
+def test_failed_job_is_tried_again_as_a_new_one(http: TestClient) -> None:
+    failed = submit(http, SLOW, deadline_s="1")
+    assert refusal(http.post(f"/v1/jobs/{failed.id}/retry")) == (409, "conflict")
+    follow(http, failed.id)
+    response = http.post(f"/v1/jobs/{failed.id}/retry")
+    assert response.status_code == 202, response.text
+    again = JobCard.model_validate_json(response.content)
+    assert again.id != failed.id
+    assert (again.version, again.quote_gpu_s) == (failed.version, failed.quote_gpu_s)
+    (*_, finished) = follow(http, again.id)
+    assert finished.data["error"]["code"] == "deadline_exceeded"
+    assert get(http, failed.id).finished_at is not None
+
+
+def test_repeat_with_an_idempotency_key_is_the_same_job(http: TestClient) -> None:
+    headers = {"Idempotency-Key": "once"}
+    first, second = (submit(http, headers=headers) for _ in range(2))
+    assert first.id == second.id
+
+
+def test_router_that_takes_a_request_over_finds_its_job(api: FastAPI, http: TestClient) -> None:
+    """What the first router wrote before it died: the job, and no answer for the key."""
+    headers = {"Idempotency-Key": "taken over"}
+    first = submit(http, headers=headers)
+    run(forget_answer(api, "taken over"))
+    assert submit(http, headers=headers).id == first.id
+
+
+async def forget_answer(api: FastAPI, key: str) -> None:
+    database = Database(database_url(api.state.settings))
+    try:
+        async with database.transaction() as session:
+            row = await session.get_one(IdempotencyKey, ("local", key))
+            row.response, row.locked_until = None, row.created_at
+    finally:
+        await database.close()

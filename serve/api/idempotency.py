@@ -58,6 +58,7 @@ class Idempotency:
             await problem_response(exc, request_id)(scope, receive, send)
             return
         scope["state"]["work_item"] = work_item_of(row)
+        scope["state"]["first_at"] = row.created_at
         scope["state"]["refers"] = set()
         async with self._answers.holding(row) as held:
             recorder = _Recorder(self, held, caller, scope, send)

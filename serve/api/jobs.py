@@ -25,6 +25,7 @@ from serve.services import Services
 from serve.store.claims import Claims
 from serve.store.columns import utc_now
 from serve.store.engine import Database
+from serve.store.ids import derive_id
 from serve.store.jobs import find_place, get_job, list_jobs
 from serve.store.tables import Job, JobState
 from serve.telemetry import Stopwatch
@@ -70,7 +71,11 @@ class JobDesk:
         # Before anything is fetched for nothing.
         self._submission.choose(caller, options)
         pictures = await self._gather(caller, form)
-        return await self.describe(await self._submission.submit(caller, options, pictures))
+        job_id = repeatable_id(request)
+        return await self.describe(await self._submission.submit(caller, options, pictures, job_id))
+
+    async def repeat(self, caller: Caller, job_id: str) -> JobCard:
+        return await self.describe(await self._submission.repeat(caller, job_id))
 
     async def _gather(self, caller: Caller, form: TryOnForm) -> Pictures:
         load = partial(self._assets.load, caller.tenant_id, is_live=True)
@@ -95,9 +100,8 @@ class JobDesk:
                 after=after,
                 limit=limit + 1,
             )
-            cards = [
-                self._cards.describe(job, await find_place(session, job)) for job in jobs[:limit]
-            ]
+        # Where each of them stands would be a count of its own.
+        cards = [self._cards.describe(job, None) for job in jobs[:limit]]
         return JobPage(items=tuple(cards), next=cards[-1].id if len(jobs) > limit else None)
 
     async def cancel(self, caller: Caller, job_id: str) -> JobCard:
@@ -139,6 +143,14 @@ def open_job_desk(
         webhooks=family.router.webhooks,
         timeout_s=family.router.default_timeout_s,
     )
+
+
+def repeatable_id(request: Request) -> str | None:
+    """With an Idempotency-Key the job's id follows from it: a router that takes the request over
+    from one that died finds the job that is there."""
+    state = request.scope["state"]
+    work_item, first_at = state.get("work_item"), state.get("first_at")
+    return None if first_at is None else derive_id("job", first_at, work_item)
 
 
 def states_of(status: JobStatus | None) -> Sequence[JobState]:
@@ -198,6 +210,19 @@ def build_jobs_router(desk: JobDesk) -> APIRouter:
     async def cancel(caller: MayUseJobs, job_id: str) -> JobCard:
         """One that waits is cancelled at once; one that runs stops at its next step."""
         return await desk.cancel(caller, job_id)
+
+    @router.post(
+        "/v1/jobs/{job_id}/retry",
+        summary="Try a failed job again",
+        status_code=202,
+        response_model=JobCard,
+        responses={202: {"headers": LOCATION}, **problems(404, 409, 422, 429)},
+    )
+    async def retry(caller: MayUseJobs, job_id: str) -> Response:
+        """As a new job on the same version; the failed one stays as it is."""
+        card = await desk.repeat(caller, job_id)
+        headers = {"Location": card.links.self}
+        return JSONResponse(card.model_dump(mode="json"), 202, headers)
 
     return router
 

@@ -4,13 +4,13 @@ What it answers is durable. Fetches nothing: pictures come as bytes.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from deployments.bundle import Bundle
 from serve.catalog import Catalog
-from serve.errors import InvalidImage, NotFound, NotSupported
+from serve.errors import Conflict, InvalidImage, NotFound, NotSupported
 from serve.imaging.inspection import PictureFacts, inspect_picture
 from serve.imaging.limits import ImageLimits
 from serve.imaging.mask import check_mask_size, decode_mask
@@ -22,14 +22,16 @@ from serve.store.assets import get_asset
 from serve.store.columns import utc_now
 from serve.store.engine import Database, Session
 from serve.store.ids import new_id
+from serve.store.job_states import tell_state
 from serve.store.jobs import NewJob, get_job, insert_jobs
-from serve.store.tables import AssetKind, Job, JobClass
+from serve.store.tables import AssetKind, Job, JobClass, JobState
 from serve.tenancy.account import budget_of
 from serve.tenancy.assets import AssetStore
 from serve.tenancy.caller import Caller
 
 # Where the tenant keeps no inputs, the sweeper may take a picture before its job is written.
 NUM_TRIES = 3
+PICTURES = ("person", "product", "mask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,17 @@ class Submission:
             )
         return bundle
 
-    async def submit(self, caller: Caller, options: JobOptions, pictures: Pictures) -> Job:
+    async def submit(
+        self,
+        caller: Caller,
+        options: JobOptions,
+        pictures: Pictures,
+        job_id: str | None = None,
+    ) -> Job:
         """
+        Args:
+            job_id: of a request that may be a repeat: a job that has it already is the answer.
+
         Raises:
             RequestError: what would fail later fails now.
             QuotaExhausted, RateLimited: the tenant's budget or its queue is full.
@@ -97,10 +108,42 @@ class Submission:
         facts = await asyncio.to_thread(self._inspect, options, pictures)
         for _ in range(NUM_TRIES - 1):
             try:
-                return await self._accept(caller, options, bundle, pictures, facts)
+                return await self._accept(caller, options, bundle, pictures, facts, job_id)
             except NotFound:
                 continue
-        return await self._accept(caller, options, bundle, pictures, facts)
+        return await self._accept(caller, options, bundle, pictures, facts, job_id)
+
+    async def repeat(self, caller: Caller, job_id: str) -> Job:
+        """A new job that does what one that failed was to do.
+
+        Raises:
+            NotFound: the tenant has no such job, or its pictures have gone.
+            Conflict: it has not failed.
+        """
+        async with self._database.reading() as session:
+            failed = await get_job(session, caller.tenant_id, job_id)
+        if failed.state not in (JobState.FAILED, JobState.PARKED):
+            raise Conflict(f"{job_id} has not failed: it is {tell_state(failed.state)}.")
+        if failed.batch_id is not None:
+            raise Conflict(
+                f"{job_id} is a cell of {failed.batch_id}",
+                remedy=f"POST /v1/batches/{failed.batch_id}/cells/{failed.cell}/retry",
+            )
+        request = failed.request
+        options = TryOnOptions.model_validate({**request["options"], "version": failed.version})
+        now = self._now()
+        job = NewJob(
+            id=new_id("job"),
+            version=self.choose(caller, options).version,
+            priority=max(failed.priority, JobClass[caller.priority().upper()]),
+            request=request,
+            predicted_gpu_ms=failed.predicted_gpu_ms,
+            num_images=options.num_images,
+            subject=failed.subject,
+            deadline_at=_after(now, request.get("deadline_s")),
+        )
+        references = [request[name] for name in PICTURES if request.get(name)]
+        return await self._write(caller, job, references, now)
 
     def _inspect(self, options: JobOptions, pictures: Pictures) -> dict[str, PictureFacts]:
         facts = {}
@@ -121,6 +164,7 @@ class Submission:
         bundle: Bundle,
         pictures: Pictures,
         facts: Mapping[str, PictureFacts],
+        job_id: str | None,
     ) -> Job:
         references = {
             name: await self._keep(caller, name, data, pictures, facts[name], options.subject)
@@ -128,7 +172,7 @@ class Submission:
         }
         now = self._now()
         job = NewJob(
-            id=new_id("job"),
+            id=job_id or new_id("job"),
             version=bundle.version,
             priority=JobClass[caller.priority(options.priority).upper()],
             request=write_request(options, references),
@@ -137,17 +181,27 @@ class Submission:
             subject=options.subject,
             deadline_at=_after(now, options.deadline_s),
         )
+        return await self._write(caller, job, list(references.values()), now)
+
+    async def _write(
+        self,
+        caller: Caller,
+        job: NewJob,
+        references: Sequence[Mapping[str, str]],
+        now: datetime,
+    ) -> Job:
         async with self._database.transaction() as session:
-            await hold_assets(session, caller.tenant_id, references.values())
-            await insert_jobs(
-                session,
-                caller.tenant_id,
-                caller.key_id,
-                [job],
-                budget=budget_of(caller.policy),
-                max_queued=caller.policy.max_queued_jobs,
-                now=now,
-            )
+            if await session.get(Job, (caller.tenant_id, job.id)) is None:
+                await hold_assets(session, caller.tenant_id, references)
+                await insert_jobs(
+                    session,
+                    caller.tenant_id,
+                    caller.key_id,
+                    [job],
+                    budget=budget_of(caller.policy),
+                    max_queued=caller.policy.max_queued_jobs,
+                    now=now,
+                )
         async with self._database.reading() as session:
             return await get_job(session, caller.tenant_id, job.id)
 

@@ -83,7 +83,7 @@ class JobCard(Wire):
     quote_gpu_s: float
     """Predicted and reserved; what it really took is in the receipt and in your usage."""
     queue_position: int | None
-    """Among your own waiting jobs, from 1; null when it does not wait."""
+    """Among your own waiting jobs, from 1; null when it does not wait, and in lists."""
     estimated_start_at: datetime | None
     """If nobody else were waiting; null when it does not wait."""
     created_at: datetime
