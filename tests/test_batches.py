@@ -18,7 +18,7 @@ from serve.policy import SCOPES, TenantPolicy
 from serve.schemas.batches import BatchRequest
 from serve.store.batch_progress import count_cells
 from serve.store.batch_tables import HELD_UNTIL, Batch, BatchState, WebhookDelivery
-from serve.store.batches import get_batch, read_cells
+from serve.store.batches import get_batch, read_cells, remove_subject_batches
 from serve.store.claims import Claims
 from serve.store.endings import Usage
 from serve.store.engine import Database
@@ -376,6 +376,20 @@ async def test_asset_that_is_gone_or_another_tenants_is_not_found(desk: Desk) ->
     with pytest.raises(NotFound, match="no asset"):
         await desk.batches.start(desk.caller, batch_id)
     assert (await desk.get(batch_id)).state is BatchState.DRAFT
+
+
+async def test_batch_of_an_erased_subject_is_gone_and_its_cells_end_without_it(desk: Desk) -> None:
+    batch_id = await desk.make(1, 1, subject="anna")
+    others = await desk.make(1, 1, subject="berta")
+    claims = await desk.claim(2)
+    async with desk.database.transaction() as session:
+        assert await remove_subject_batches(session, "other", "anna") == []
+        assert await remove_subject_batches(session, "acme", "anna") == [batch_id]
+    for claim in claims:
+        await desk.succeed(claim)
+    with pytest.raises(NotFound):
+        await desk.get(batch_id)
+    assert (await desk.get(others)).state is BatchState.FINISHED
 
 
 async def test_what_another_tenant_has_is_not_found(desk: Desk) -> None:

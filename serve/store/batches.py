@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, insert, select, update
+from sqlalchemy import and_, delete, insert, select, update
 
 from serve.errors import Conflict, NotFound
 from serve.store import ledger
@@ -196,6 +196,17 @@ async def reopen_cells(session: Session, batch: Batch, num_cells: int) -> None:
     if row.state is BatchState.FINISHED:
         row.state = BatchState.RUNNING
     await session.flush()
+
+
+async def remove_subject_batches(session: Session, tenant_id: str, subject: str) -> list[str]:
+    """The batches of one subject, under way or not: their jobs end without them."""
+    gone = (
+        delete(Batch)
+        .where(Batch.tenant_id == tenant_id, Batch.spec["subject"].as_string() == subject)
+        .returning(Batch.id)
+        .execution_options(synchronize_session=False)
+    )
+    return list(await session.scalars(gone))
 
 
 async def find_missing_assets(

@@ -12,6 +12,7 @@ from typing import Any
 
 from serve.errors import Conflict
 from serve.store.audit import Act, append_record
+from serve.store.batches import remove_subject_batches
 from serve.store.claims import Claims
 from serve.store.columns import utc_now
 from serve.store.engine import Database
@@ -76,6 +77,20 @@ class Erasure:
         self._now = now
         self._claims = Claims(now=now)
 
+    async def delete(self, tenant_id: str, asset_id: str, actor: str) -> Deleted:
+        """One asset, and what is remembered of it, unless another asset has the same bytes.
+
+        Raises:
+            NotFound: the tenant has no such asset.
+        """
+        deleted = await self._assets.delete(tenant_id, asset_id, actor=actor)
+        about = {deleted.id}
+        if deleted.is_blob_deleted:
+            about.add(deleted.sha256)
+            await self._forget({deleted.sha256})
+        await self._answers.forget(tenant_id, about)
+        return deleted
+
     async def erase(self, tenant_id: str, subject: str, actor: str) -> Erased:
         """
         Args:
@@ -83,7 +98,9 @@ class Erasure:
         """
         cancelling = await self._cancel(tenant_id, subject)
         jobs = await self._remove_jobs(tenant_id, subject)
-        told = [*jobs, *cancelling]
+        async with self._database.transaction() as session:
+            batches = await remove_subject_batches(session, tenant_id, subject)
+        told = [*jobs, *cancelling, *batches]
         num_deliveries = 0
         if told:
             async with self._database.transaction() as session:
