@@ -188,6 +188,20 @@ def test_deletion_answers_the_proof_and_the_asset_is_gone(http: TestClient) -> N
     assert http.delete(f"/v1/assets/{card.id}").status_code == 404
 
 
+def test_answer_made_from_a_deleted_asset_is_not_given_again(http: TestClient) -> None:
+    card = upload(http, encoded(photo(96, 96, seed=12)))
+    product = upload(http, FILES["product"])
+    mask = upload(http, encoded(box_mask(96, 96)))
+    body = {**NOOP, "person": card.id, "product": product.id, "mask": mask.id}
+    headers = {"Idempotency-Key": "from a deleted asset"}
+    first = http.post("/v1/tryon", json=body, headers=headers)
+    assert first.status_code == 200, first.text
+    assert http.post("/v1/tryon", json=body, headers=headers).content == first.content
+    assert http.delete(f"/v1/assets/{card.id}").status_code == 200
+    again = http.post("/v1/tryon", json=body, headers=headers)
+    assert (again.status_code, "erased" in problem_of(again).detail) == (409, True)
+
+
 def test_tryon_by_asset_ids_is_the_tryon_by_files(http: TestClient) -> None:
     ids = {name: upload(http, data).id for name, data in FILES.items()}
     by_file = http.post("/v1/tryon", data=NOOP, files=FILES)

@@ -86,8 +86,8 @@ def build_api(
     app.include_router(
         build_tryon_router(pipeline, limits, fetch, router_config.default_timeout_s, services)
     )
-    app.include_router(build_assets_router(services.assets, limits))
     erasure = Erasure(services.database, services.assets, services.first_answers, forget)
+    app.include_router(build_assets_router(services.assets, erasure, limits))
     app.include_router(build_erasures_router(erasure))
     desk = open_job_desk(services, catalog, limits, fetch, predict)
     app.include_router(build_jobs_router(desk))

@@ -20,6 +20,7 @@ from serve.schemas.assets import AssetCard, AssetDeletion, AssetPage, Kind, Subj
 from serve.store.tables import Asset, AssetKind
 from serve.tenancy.assets import AssetStore, check_uploads_kept
 from serve.tenancy.caller import Caller
+from serve.tenancy.erasure import Erasure
 
 SUBJECT: TypeAdapter[str] = TypeAdapter(Subject)
 MAY_USE = require_any("tryon", "jobs")
@@ -27,8 +28,8 @@ User = Annotated[Caller, Depends(MAY_USE)]
 KEPT_BY_CALLER = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
 
 
-def build_assets_router(assets: AssetStore, limits: ImageLimits) -> APIRouter:
-    """The routes, bound to the store."""
+def build_assets_router(assets: AssetStore, erasure: Erasure, limits: ImageLimits) -> APIRouter:
+    """The routes, bound to the store and to what deletes from all places."""
     router = APIRouter(tags=["assets"])
 
     @router.post(
@@ -122,8 +123,9 @@ def build_assets_router(assets: AssetStore, limits: ImageLimits) -> APIRouter:
         responses=problems(404),
     )
     async def delete(caller: User, asset_id: str) -> AssetDeletion:
-        """Row and bytes are gone when this answers; the audit log keeps the proof."""
-        deleted = await assets.delete(caller.tenant_id, asset_id, actor=caller.key_id)
+        """Row, bytes and what replicas remember of them are gone when this answers; the audit
+        log keeps the proof."""
+        deleted = await erasure.delete(caller.tenant_id, asset_id, caller.key_id)
         return AssetDeletion(
             id=deleted.id,
             kind=deleted.kind.value,
