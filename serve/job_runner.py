@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 
 from ray import serve as rayserve
 from ray.serve.handle import DeploymentHandle
@@ -27,6 +28,7 @@ ROUTER = "Router"
 # A chore that waits for the database gives up by itself long before this.
 STUCK_S = 90.0
 LEDGER_S = 30.0
+SWEEP_S = 300.0
 
 
 class JobRunner:
@@ -55,6 +57,13 @@ class JobRunner:
             *list_chores(self._runner, family.jobs),
             Chore(name="deliver", every_s=1.0, work=deliverer.run_forever, is_endless=True),
             Chore(name="ledger", every_s=LEDGER_S, work=self._release_expired),
+            # Endless, because a run over many tenants may take longer than a chore should.
+            Chore(
+                name="sweep",
+                every_s=SWEEP_S,
+                work=partial(self._services.sweeper.run_forever, SWEEP_S),
+                is_endless=True,
+            ),
         ]
         self._routine = Routine(chores, logger)
         self._routine.start()
