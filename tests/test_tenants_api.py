@@ -126,6 +126,18 @@ def test_token_is_shown_once_and_works(api: FastAPI, http: TestClient) -> None:
         assert secret.encode() not in file.read_bytes()
 
 
+def test_token_is_not_kept_for_a_replay(api: FastAPI, http: TestClient) -> None:
+    create(http)
+    headers = {"Idempotency-Key": "again"}
+    path = "/v1/tenants/acme/keys"
+    tokens = [http.post(path, json={"name": "a"}, headers=headers).json()["token"] for _ in "ab"]
+    assert tokens[0] != tokens[1]
+    secrets = [token.split("_")[2].encode() for token in tokens]
+    for file in Path(api.state.folder.name).rglob("*"):
+        data = file.read_bytes() if file.is_file() else b""
+        assert not any(secret in data for secret in secrets), file
+
+
 def test_key_without_scopes_said_may_try_on_and_make_jobs(http: TestClient) -> None:
     create(http)
     assert create_key(http)["scopes"] == ["tryon", "jobs"]

@@ -105,7 +105,9 @@ class _Recorder:
     @property
     def _is_kept(self) -> bool:
         status = self._start["status"]
-        return status < 500 and status not in NOT_KEPT
+        # A new key's token is shown once and lies nowhere: a repeat makes another key.
+        is_secret = (b"cache-control", b"no-store") in self._start["headers"]
+        return status < 500 and status not in NOT_KEPT and not is_secret
 
     def _collect(self, piece: bytes) -> None:
         if len(self._body) + len(piece) > MAX_ANSWER_BYTES:
