@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from serve.store.address import is_sqlite, parse_address
@@ -91,8 +91,7 @@ class Database:
     async def write(self, work: Callable[[Connection], T]) -> T:
         """A transaction that is known as a whole before it begins, so that nobody waits inside it.
 
-        On SQLite it is one hop to a thread instead of one for every statement: 0.3 ms instead of
-        1.5 ms for the ledger's five.
+        On SQLite it is one hop to a thread, instead of one for every statement.
 
         Raises:
             StoreUnavailable, Conflict: as in `transaction`.
@@ -158,7 +157,7 @@ class _ThreadWriter:
         self._url = url.set(drivername="sqlite+pysqlite")
         self._arguments = {"timeout": options.busy_timeout_s, "isolation_level": None}
         self._thread: ThreadPoolExecutor | None = None
-        self._engine: Engine | None = None
+        self._connection: Connection | None = None
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         if self._thread is None:
@@ -167,11 +166,16 @@ class _ThreadWriter:
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         with map_connect_errors():
-            if self._engine is None:
-                self._engine = create_engine(self._url, connect_args=self._arguments)
-                _listen(self._engine)
-            with self._engine.begin() as connection:
-                return work(connection)
+            if self._connection is None:
+                engine = create_engine(self._url, connect_args=self._arguments, poolclass=NullPool)
+                _listen(engine)
+                self._connection = engine.connect()
+            try:
+                with self._connection.begin():
+                    return work(self._connection)
+            except Exception:
+                self._dispose()  # whatever state it is in now, the next one begins clean
+                raise
 
     async def close(self) -> None:
         if self._thread is None:
@@ -181,9 +185,9 @@ class _ThreadWriter:
         self._thread = None
 
     def _dispose(self) -> None:
-        if self._engine is not None:
-            self._engine.dispose()
-            self._engine = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 def _create_engine(url: URL, options: PoolOptions) -> AsyncEngine:

@@ -5,25 +5,11 @@ thread. Counters are locked before entries are read, tenants in order of their i
 writers never wait for each other in a circle.
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import fields
+import sqlite3
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    Connection,
-    Insert,
-    Select,
-    String,
-    bindparam,
-    func,
-    insert,
-    select,
-    tuple_,
-    update,
-)
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection
 
 from serve.errors import QuotaExhausted
 from serve.store.ledger_records import (
@@ -39,10 +25,9 @@ from serve.store.ledger_records import (
     refuse,
     utc_day,
 )
-from serve.store.tables import LedgerEntry, LedgerState, UsageCounter
-
-CHUNK = 500
-"""Keys in one statement; PostgreSQL's protocol ends at 32,767 parameters."""
+from serve.store.ledger_rows import Rows, SqlRows
+from serve.store.ledger_sqlite import SqliteRows
+from serve.store.tables import LedgerState
 
 
 class Book:
@@ -52,7 +37,7 @@ class Book:
     """
 
     def __init__(self, connection: Connection, now: datetime):
-        self._connection = connection
+        self._rows = _open_rows(connection)
         self._now = now
         self._today = utc_day(now)
         self._counters: dict[CounterKey, Counter] = {}
@@ -67,13 +52,15 @@ class Book:
         unknown = [each.key for each in closings if each.day is None]
         # Which counters to lock is read without a lock: a day changes only where an entry was
         # released and reserved anew meanwhile, and then this closing means nothing any more.
-        days |= {entry_key(row): row.day for row in self._read(DAYS, unknown)}
+        if unknown:
+            days |= self._rows.read_days(unknown)
         counters |= {(tenant_id, period_of(day)) for (tenant_id, _), day in days.items()}
         if not counters:
             return
-        self._lock(sorted(counters))
+        for counter in self._rows.lock(sorted(counters)):
+            self._counters[counter.tenant_id, counter.period] = counter
         keys = {each.key for each in (*reservations, *closings)}
-        self._entries = {entry_key(row): Entry(*row) for row in self._read(ROWS, keys)}
+        self._entries = {entry_key(entry): entry for entry in self._rows.read_entries(keys)}
         self._stored = set(self._entries)
 
     def reserve(self, reservation: Reservation) -> None:
@@ -147,113 +134,24 @@ class Book:
         """Everything that changed, in three statements at most."""
         if not self._changed:
             return
-        added = [_row(e) for key, e in self._changed.items() if key not in self._stored]
-        changed = [
-            _bound(e, ENTRY_NAMES) for key, e in self._changed.items() if key in self._stored
-        ]
+        added = [entry for key, entry in self._changed.items() if key not in self._stored]
+        changed = [entry for key, entry in self._changed.items() if key in self._stored]
         if added:
-            self._connection.execute(insert(LedgerEntry), added)
+            self._rows.add(added)
         if changed:
-            self._connection.execute(CHANGE_ENTRY, changed)
-        touched = {self._key_of(entry) for entry in self._changed.values()}
-        sums = [_bound(self._counters[key], COUNTER_NAMES) for key in sorted(touched)]
-        self._connection.execute(CHANGE_COUNTER, sums)
+            self._rows.change(changed)
+        touched = sorted({self._key_of(entry) for entry in self._changed.values()})
+        self._rows.change_counters([self._counters[key] for key in touched])
 
     def _key_of(self, entry: Entry) -> CounterKey:
         return entry.tenant_id, period_of(entry.day)
 
-    def _lock(self, keys: Sequence[CounterKey]) -> None:
-        """Rows that are missing begin at zero. An update of nothing is what locks a row that is
-        there, and reads it, in one statement; SQLite is locked as a whole already."""
-        lock = LOCK_ON[self._connection.dialect.name]
-        rows = [{"tenant_id": tenant_id, "period": period, **ZERO} for tenant_id, period in keys]
-        for row in self._connection.execute(lock, rows):
-            self._counters[row.tenant_id, row.period] = Counter(*row)
 
-    def _read(self, read: "_Read", keys: Collection[ItemKey]) -> Iterable[Any]:
-        ordered = sorted(keys)
-        for start in range(0, len(keys), CHUNK):
-            chunk = ordered[start : start + CHUNK]
-            if self._connection.dialect.name == "sqlite":
-                yield from self._connection.execute(read.on_sqlite, {"keys": chunk})
-            else:
-                tenant_ids, work_items = map(list, zip(*chunk, strict=True))
-                yield from self._connection.execute(
-                    read.on_postgres, {"tenant_ids": tenant_ids, "work_items": work_items}
-                )
+def entry_key(entry: Entry) -> ItemKey:
+    return entry.tenant_id, entry.work_item
 
 
-class _Read:
-    """Some columns of the entries with the given keys."""
-
-    def __init__(self, names: Sequence[str], *, is_locking: bool):
-        columns = select(*(getattr(LedgerEntry, name) for name in names))
-        key = tuple_(LedgerEntry.tenant_id, LedgerEntry.work_item)
-        self.on_sqlite = columns.where(key.in_(bindparam("keys", expanding=True)))
-        # A list of pairs is planned anew each time, pair by pair: 9 ms for 64 of them.
-        wanted = (
-            func.unnest(
-                bindparam("tenant_ids", type_=ARRAY(String)),
-                bindparam("work_items", type_=ARRAY(String)),
-            )
-            .table_valued("tenant_id", "work_item", name="wanted")
-            .render_derived()
-        )
-        is_wanted = (LedgerEntry.tenant_id == wanted.c.tenant_id) & (
-            LedgerEntry.work_item == wanted.c.work_item
-        )
-        found: Select[Any] = columns.join_from(LedgerEntry, wanted, is_wanted)
-        if is_locking:
-            ordered = found.order_by(LedgerEntry.tenant_id, LedgerEntry.work_item)
-            found = ordered.with_for_update(of=LedgerEntry)
-        self.on_postgres = found
-
-
-def entry_key(row: Any) -> ItemKey:
-    return row.tenant_id, row.work_item
-
-
-def _row(entry: Entry) -> dict[str, Any]:
-    # `asdict` copies every value: ten times as slow.
-    return {name: getattr(entry, name) for name in ENTRY_NAMES}
-
-
-def _bound(row: Entry | Counter, names: Sequence[str]) -> dict[str, Any]:
-    return {f"new_{name}": getattr(row, name) for name in names}
-
-
-def _lock_statement(insert_counter: Any) -> Insert:
-    keep = {"reserved_gpu_ms": UsageCounter.reserved_gpu_ms}
-    statement: Insert = insert_counter.on_conflict_do_update(
-        index_elements=[UsageCounter.tenant_id, UsageCounter.period], set_=keep
-    ).returning(*(getattr(UsageCounter, name) for name in COUNTER_NAMES))
-    return statement
-
-
-ENTRY_NAMES = tuple(each.name for each in fields(Entry))
-COUNTER_NAMES = tuple(each.name for each in fields(Counter))
-ZERO = dict.fromkeys(COUNTER_NAMES[2:], 0)
-# Built once: SQLAlchemy finds a compiled statement by its construct.
-LOCK_ON = {
-    "sqlite": _lock_statement(sqlite.insert(UsageCounter)),
-    "postgresql": _lock_statement(postgresql.insert(UsageCounter)),
-}
-DAYS = _Read(("tenant_id", "work_item", "day"), is_locking=False)
-# Locked as well: a router whose clock is in another month holds another counter.
-ROWS = _Read(ENTRY_NAMES, is_locking=True)
-CHANGE_ENTRY = (
-    update(LedgerEntry.__table__)  # type: ignore[arg-type]
-    .where(
-        LedgerEntry.tenant_id == bindparam("new_tenant_id"),
-        LedgerEntry.work_item == bindparam("new_work_item"),
-    )
-    .values({name: bindparam(f"new_{name}") for name in ENTRY_NAMES[2:]})
-)
-CHANGE_COUNTER = (
-    update(UsageCounter.__table__)  # type: ignore[arg-type]
-    .where(
-        UsageCounter.tenant_id == bindparam("new_tenant_id"),
-        UsageCounter.period == bindparam("new_period"),
-    )
-    .values({name: bindparam(f"new_{name}") for name in COUNTER_NAMES[2:]})
-)
+def _open_rows(connection: Connection) -> Rows:
+    """Without SQLAlchemy where the driver's own connection is at hand, in the writer's thread."""
+    driver = connection.connection.driver_connection
+    return SqliteRows(driver) if isinstance(driver, sqlite3.Connection) else SqlRows(connection)

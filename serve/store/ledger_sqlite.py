@@ -1,0 +1,113 @@
+"""The ledger's rows on a plain SQLite connection, for the group commit of every try-on.
+
+The same statements as in `ledger_rows.py` without SQLAlchemy between them: with the connection
+kept open, a try-on's reservation and settlement take a router 0.8 ms of processor time instead of
+1.7 ms (2 busy cores).
+"""
+
+import sqlite3
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from typing import Any
+
+from serve.errors import Conflict
+from serve.store.ledger_records import Counter, CounterKey, Entry, ItemKey
+from serve.store.ledger_rows import COUNTER_NAMES, ENTRY_NAMES
+from serve.store.tables import LedgerState
+
+LOCK = (
+    f"INSERT INTO usage_counters ({', '.join(COUNTER_NAMES)}) VALUES (?, ?, 0, 0, 0, 0) "
+    "ON CONFLICT (tenant_id, period) DO UPDATE SET reserved_gpu_ms = reserved_gpu_ms "
+    f"RETURNING {', '.join(COUNTER_NAMES)}"
+)
+DAY = "SELECT day FROM usage_ledger WHERE tenant_id = ? AND work_item = ?"
+ENTRY = f"SELECT {', '.join(ENTRY_NAMES)} FROM usage_ledger WHERE tenant_id = ? AND work_item = ?"
+ADD = (
+    f"INSERT INTO usage_ledger ({', '.join(ENTRY_NAMES)}) "
+    f"VALUES ({', '.join('?' * len(ENTRY_NAMES))})"
+)
+CHANGE = (
+    f"UPDATE usage_ledger SET {', '.join(f'{name} = ?' for name in ENTRY_NAMES[2:])} "
+    "WHERE tenant_id = ? AND work_item = ?"
+)
+CHANGE_COUNTER = (
+    f"UPDATE usage_counters SET {', '.join(f'{name} = ?' for name in COUNTER_NAMES[2:])} "
+    "WHERE tenant_id = ? AND period = ?"
+)
+
+
+class SqliteRows:
+    """Reads and writes inside the transaction that the connection is in."""
+
+    def __init__(self, connection: sqlite3.Connection):
+        self._connection = connection
+
+    def lock(self, keys: Sequence[CounterKey]) -> list[Counter]:
+        with map_integrity_errors():
+            return [Counter(*self._connection.execute(LOCK, key).fetchone()) for key in keys]
+
+    def read_days(self, keys: Collection[ItemKey]) -> dict[ItemKey, date]:
+        found = ((key, self._connection.execute(DAY, key).fetchone()) for key in keys)
+        return {key: date.fromisoformat(row[0]) for key, row in found if row is not None}
+
+    def read_entries(self, keys: Collection[ItemKey]) -> list[Entry]:
+        found = (self._connection.execute(ENTRY, key).fetchone() for key in keys)
+        return [_decode(row) for row in found if row is not None]
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        with map_integrity_errors():
+            self._connection.executemany(ADD, map(_encode, entries))
+
+    def change(self, entries: Sequence[Entry]) -> None:
+        with map_integrity_errors():
+            self._connection.executemany(CHANGE, (_last_two(_encode(each)) for each in entries))
+
+    def change_counters(self, counters: Sequence[Counter]) -> None:
+        rows = ([getattr(each, name) for name in COUNTER_NAMES] for each in counters)
+        self._connection.executemany(CHANGE_COUNTER, map(_last_two, rows))
+
+
+def _last_two(row: list[Any]) -> list[Any]:
+    """The key behind the values, as an update wants them."""
+    return row[2:] + row[:2]
+
+
+def _encode(entry: Entry) -> list[Any]:
+    return [_to_sqlite(getattr(entry, name)) for name in ENTRY_NAMES]
+
+
+def _to_sqlite(value: Any) -> Any:
+    """As SQLAlchemy keeps times, days and words."""
+    if isinstance(value, datetime):
+        naive = value.astimezone(UTC).replace(tzinfo=None)
+        return naive.isoformat(sep=" ", timespec="microseconds")
+    if isinstance(value, date):
+        return value.isoformat()
+    return value.value if isinstance(value, LedgerState) else value
+
+
+def _decode(row: Sequence[Any]) -> Entry:
+    entry = Entry(*row)
+    entry.state = LedgerState(row[5])
+    entry.day = date.fromisoformat(row[11])
+    entry.created_at = datetime.fromisoformat(row[12]).replace(tzinfo=UTC)
+    entry.expires_at = _time_or_none(row[13])
+    entry.closed_at = _time_or_none(row[14])
+    return entry
+
+
+def _time_or_none(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+@contextmanager
+def map_integrity_errors() -> Iterator[None]:
+    """
+    Raises:
+        Conflict: there is no such tenant or key.
+    """
+    try:
+        yield
+    except sqlite3.IntegrityError as exc:
+        raise Conflict("This contradicts what is already stored.") from exc
