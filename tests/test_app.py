@@ -93,7 +93,7 @@ def test_shared_replicas_are_one_deployment_of_every_version_on_them(family: Pat
     groups = group_experts(*load_family(family))
     (shared,) = [group for group in groups if group.name == "Experts-klein"]
     assert [bundle.expert for bundle in shared.bundles] == [*EXPERTS, "top"]
-    assert len(groups) == 10
+    assert len(groups) == 11
 
 
 def test_every_deployment_drains_longer_than_the_longest_request() -> None:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted(p for top in ("serve", "deployments") for p in (ROOT / top).rglob("*.py"))
 MAY_IMPORT_RAY = {
     "serve/app.py",
+    "serve/job_runner.py",
     "serve/router.py",
     "serve/fleet.py",
     "serve/least_loaded.py",
