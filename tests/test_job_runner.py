@@ -381,3 +381,12 @@ async def test_waiting_seconds_are_told_per_version(shop: Shop) -> None:
     await shop.accept(2)
     await shop.accept(version="eye@1")
     assert await shop.runner().queued_s() == {"top@1": 3.0, "eye@1": 1.5}
+
+
+async def test_unreadable_policy_holds_up_nobody_else(shop: Shop) -> None:
+    await shop.accept(tenant="broken")
+    await shop.accept()
+    async with shop.database.transaction() as session:
+        (await session.get_one(Tenant, "broken")).policy = {"weight": -1}
+    assert await run_once(shop.runner()) == 1
+    assert [run.tenant_id for run in shop.routers.seen] == ["acme"]

@@ -6,7 +6,7 @@ goes on. Knows neither Ray nor pictures.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -108,8 +108,10 @@ class Runner:
         async with self._database.reading() as session:
             waiting = await find_waiting(session, self._now())
             running = await count_running(session) if waiting else {}
-        policies = {each.tenant_id: TenantPolicy.model_validate(each.policy) for each in waiting}
-        turns = {_turn(each, policies[each.tenant_id]) for each in waiting}
+        policies = self._read_policies(waiting)
+        turns = {
+            _turn(each, policies[each.tenant_id]) for each in waiting if each.tenant_id in policies
+        }
         num_started = 0
         while turns and self._windows.num_free > 0 and not self._is_stopping:
             turn = self._turns.choose(turns)
@@ -180,6 +182,16 @@ class Runner:
         for held in self._running():
             self._interrupt(held, "stopping")
         await self.settled()
+
+    def _read_policies(self, waiting: Sequence[Waiting]) -> dict[str, TenantPolicy]:
+        """One tenant's that cannot be read holds up nobody else."""
+        policies = {}
+        for each in waiting:
+            try:
+                policies[each.tenant_id] = TenantPolicy.model_validate(each.policy)
+            except ValueError:
+                self._logger.exception("jobs of %s wait: its policy is unreadable", each.tenant_id)
+        return policies
 
     async def _claim(self, turn: Turn, limit: int | None) -> Claim | None:
         priority = JobClass.BATCH if turn.priority == "batch" else JobClass.INTERACTIVE
