@@ -16,6 +16,7 @@ from tests.stores import (  # noqa: F401
     postgres_url,
     store_url,
 )
+from tests.up import up  # noqa: F401
 
 # Ray reads its flags when it is imported, which the tests below this file do.
 export_ray_flags()

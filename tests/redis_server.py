@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,9 @@ class RedisServer:
             return False
 
 
-@pytest.fixture
-def redis_server() -> Iterator[RedisServer]:
-    """An empty Redis of this test; skips where there is no binary."""
+@contextmanager
+def started_redis() -> Iterator[RedisServer]:
+    """An empty Redis; skips where there is no binary."""
     binary = shutil.which("redis-server")
     if binary is None:
         pytest.skip("no Redis on this machine (apt-get install redis-server)")
@@ -89,3 +90,10 @@ def redis_server() -> Iterator[RedisServer]:
             yield server
         finally:
             server.kill()
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """One of this test's own."""
+    with started_redis() as server:
+        yield server

@@ -273,3 +273,13 @@ def test_permits_that_come_are_used_at_once_and_those_that_go_end_in_their_own_t
         assert growing.advance(0.2).started == ()
     growing.end(tickets[2], 0.3)
     assert growing.advance(0.3).started == (tickets[4],)
+
+
+@pytest.mark.parametrize("replicas", [1, 8])
+def test_the_speed_of_many_replicas_is_measured_as_theirs_together(replicas: int) -> None:
+    busy = Lane(LaneLimits(replicas, 10_000, rate_guess=1.0))
+    simulate(busy, work("a", [0.0] * 400 * replicas), replicas)
+    ticket = Ticket(Share("b"), "eye@1", COST_S)
+    for _ in range(replicas):
+        busy.offer(Ticket(Share("a"), "eye@1", COST_S), 400.0)
+    assert busy.predict_wait_s(ticket, 400.0) == pytest.approx(COST_S, rel=0.15)

@@ -19,6 +19,8 @@ MIN_RETRY_AFTER_S = 1.0
 # queue always leaves room for those who come later (dynamic thresholds: Choudhury and Hahne,
 # IEEE/ACM Transactions on Networking 6(2), 1998).
 SHARE_OF_FREE = 8
+# A promise is kept although others' work takes longer than predicted, and others come.
+CAUTION = 1.3
 # Of a full queue: how much shall have gone when a refused caller comes back.
 RETRY_AT_DRAINED = 0.1
 
@@ -132,7 +134,8 @@ class Lane:
         if started_s is not None:
             self._in_flight_s = self._in_flight_s - ticket.cost_s if self._in_flight else 0.0
             self._drain.retire(ticket.cost_s, started_s, now_s)
-            self._mark_busy(now_s)
+            if not self._waiting:  # otherwise `advance` gives the permit away in this moment
+                self._mark_busy(now_s)
         elif ticket in self._waiting:
             self._drop(ticket)
 
@@ -151,6 +154,7 @@ class Lane:
             self._waiting.discard(ticket)
             self._start(ticket, now_s)
             started.append(ticket)
+        self._mark_busy(now_s)
         return Turns(tuple(started), tuple(expired))
 
     def next_expiry_s(self) -> float | None:
@@ -174,7 +178,7 @@ class Lane:
 
     def _check_deadline(self, ticket: Ticket, now_s: float) -> None:
         wait_s = self.predict_wait_s(ticket, now_s)
-        late_s = now_s + wait_s + ticket.cost_s - ticket.deadline_s
+        late_s = now_s + CAUTION * wait_s + ticket.cost_s - ticket.deadline_s
         if late_s > 0:
             raise Overloaded(
                 f"about {wait_s:.1f} s of work wait before this request to {ticket.version}, "

@@ -5,10 +5,21 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from serve.api.responses import problems
 from serve.schemas.problems import Problem
 
 DEFAULT_REFUSAL = "#/components/schemas/HTTPValidationError"
 REFERENCES = "#/components/schemas/{model}"
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": (
+        "For repeats: the same key and body get the first answer again for 24 hours, also while "
+        "it is still being made; another body is a 409."
+    ),
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+}
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -25,9 +36,11 @@ def _build(app: FastAPI) -> dict[str, Any]:
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
     for operations in document["paths"].values():
-        for operation in operations.values():
+        for method, operation in operations.items():
             if _is_default_refusal(operation["responses"].get("422", {})):
                 del operation["responses"]["422"]
+            if method == "post":
+                _add_idempotency(operation)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -35,6 +48,12 @@ def _build(app: FastAPI) -> dict[str, Any]:
     schemas.update(problem.pop("$defs", {}))
     schemas["Problem"] = problem
     return document
+
+
+def _add_idempotency(operation: dict[str, Any]) -> None:
+    """Middleware reads it, so no route declares it."""
+    operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
+    operation["responses"] |= problems(409, common=False)
 
 
 def _is_default_refusal(response: dict[str, Any]) -> bool:

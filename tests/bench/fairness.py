@@ -127,6 +127,7 @@ async def call_now_and_then(url: str, key: str, setting: Setting, seed: int) -> 
     head, _, body = whole_request(url, key).partition(b"\r\n\r\n")
     headers = dict(line.split(": ", 1) for line in head.decode().splitlines()[1:])
     latencies_s: list[float] = []
+    stages: dict[str, list[float]] = {}
 
     async with httpx2.AsyncClient(timeout=60) as http:
 
@@ -135,12 +136,17 @@ async def call_now_and_then(url: str, key: str, setting: Setting, seed: int) -> 
             response = await http.post(f"{url}/v1/tryon", content=body, headers=headers)
             response.raise_for_status()
             latencies_s.append(time.perf_counter() - started_s)
+            for entry in response.headers["server-timing"].split(", "):
+                stage, _, took_ms = entry.partition(";dur=")
+                stages.setdefault(stage, []).append(float(took_ms))
 
         until_s = time.perf_counter() + setting.seconds
         async with asyncio.TaskGroup() as callers:
             while time.perf_counter() < until_s:
                 callers.create_task(call())
                 await asyncio.sleep(dice.expovariate(rate_hz))
+    p95_ms = {stage: round(percentile(took_ms, 0.95)) for stage, took_ms in stages.items()}
+    err.print(f"p95 of each stage, ms: {p95_ms}")
     return latencies_s
 
 
