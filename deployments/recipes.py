@@ -25,6 +25,9 @@ class NoopConfig(Config):
     kind: Literal["noop"] = "noop"
     seconds: NonNegativeFloat = 0.0
     """What one pass takes, asleep: a device that is busy while the processors are not."""
+    spread: float = Field(default=0.0, ge=0, le=1)
+    """It takes up to so much more or less, as a fraction, by chance: replicas that are all busy
+    would end together otherwise, for ever."""
     steps: PositiveInt = 1
     """Reported evenly over that time; a request can be stopped at each."""
 

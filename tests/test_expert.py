@@ -101,6 +101,12 @@ def test_noop_takes_its_time_in_equal_steps_and_stops_at_any_of_them() -> None:
             raise Cancelled("stopped")
 
     slept.clear()
+    spread = NoopBackend("top@noop", NoopConfig(seconds=1.0, spread=0.2), slept.append)
+    for _ in range(10):
+        spread.generate([make_request()], lambda *step: None)
+    assert len(set(slept)) > 1
+    assert all(0.8 <= seconds <= 1.2 for seconds in slept)
+    slept.clear()
     with pytest.raises(Cancelled):
         noop.generate([make_request()], stop)
     assert slept == [0.5] * 2

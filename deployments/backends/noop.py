@@ -1,5 +1,6 @@
 """Gives every crop back as it came: measures everything around an expert."""
 
+import random
 import time
 from collections.abc import Callable, Sequence
 
@@ -25,16 +26,18 @@ class NoopBackend:
         self._version = version
         self._config = config or NoopConfig()
         self._sleep = sleep
+        self._dice = random.Random()
 
     def load(self) -> None:
         """Nothing to load."""
 
     def generate(self, batch: Sequence[ExpertRequest], on_step: OnStep) -> list[ExpertReply]:
         started_s = time.perf_counter()
+        step_s = self._pass_s() / self._config.steps
         num_steps = self._config.steps
         for step in range(1, num_steps + 1):
-            if self._config.seconds:
-                self._sleep(self._config.seconds / num_steps)
+            if step_s:
+                self._sleep(step_s)
             on_step(step, num_steps)
         generate_ms = (time.perf_counter() - started_s) * 1e3
         return [
@@ -47,6 +50,10 @@ class NoopBackend:
             )
             for request in batch
         ]
+
+    def _pass_s(self) -> float:
+        config = self._config
+        return config.seconds * (1 + config.spread * self._dice.uniform(-1, 1))
 
     def unload(self) -> None:
         """Nothing to unload."""

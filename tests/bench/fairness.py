@@ -1,7 +1,7 @@
 """One tenant's p95 on a running cluster, alone and beside one that keeps 100 requests waiting.
 
-The expert is the no-op one that takes its time asleep, so that the devices are what everybody
-waits for, and not this machine's processors.
+The expert is the no-op one that takes its time asleep, a fifth more or less, so that the devices
+are what everybody waits for, and not this machine's processors.
 """
 
 import argparse
@@ -40,7 +40,7 @@ title: Takes its time
 status: benchmark
 licence: {{name: none, commercial_use: true}}
 imaging: passthrough
-backend: {{kind: noop, seconds: {pass_s}, steps: 4}}
+backend: {{kind: noop, seconds: {pass_s}, spread: 0.2, steps: 4}}
 """
 FAMILY = """
 experts:
