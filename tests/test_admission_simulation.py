@@ -177,10 +177,10 @@ def test_work_is_not_started_where_what_runs_before_it_would_make_it_late() -> N
     two = Lane(LaneLimits(2, rate_guess=1.0))
     running = [Ticket(Share("a"), "eye@1", 5.0) for _ in range(2)]
     assert all(two.offer(ticket, 0.0) for ticket in running)
-    waiting = [Ticket(Share("a"), "eye@1", 1.0, deadline_s) for deadline_s in (12.0, 40.0)]
+    waiting = [Ticket(Share("a"), "eye@1", 1.0, deadline_s) for deadline_s in (22.0, 60.0)]
     assert not any(two.offer(ticket, 0.0) for ticket in waiting)
-    two.end(running[0], 8.0)
-    turns = two.advance(8.0)  # five seconds of the other, at the rate seen so far, and its own
+    two.end(running[0], 16.0)
+    turns = two.advance(16.0)  # five seconds of the other, at the rate seen so far, and its own
     assert (turns.expired, turns.started) == ((waiting[0],), (waiting[1],))
 
 

@@ -140,8 +140,9 @@ async def test_what_would_be_late_is_refused_at_the_door_with_the_time_to_retry(
         await settle()
         with pytest.raises(Overloaded) as refused:
             await work(gate, "a", timeout_s=3.0)
-        # Five seconds of work before its own one, and it has three.
-        assert refused.value.retry_after_s == pytest.approx(3.0)
+        # Five seconds of work before its own one, and it has three: one second of work fits into
+        # them with caution, and is what is left after four.
+        assert refused.value.retry_after_s == pytest.approx(4.0)
         assert lane.num_waiting == 4
 
 
