@@ -6,34 +6,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from types import TracebackType
-from typing import Any, NoReturn, Self
-from urllib.parse import quote
+from typing import Self
 
 import httpx2
-from pydantic import BaseModel
 
+from serve.calling.assets import Assets
+from serve.calling.batches import Batches
+from serve.calling.connection import ApiError, ApiUnreachable, Connection, part
+from serve.calling.webhooks import Webhooks
 from serve.schemas.jobs import JobCard, JobEventCard, JobOptions, JobPage, JobStatus
 from serve.schemas.keys import KeyCard, KeyList, KeyMinted, KeyRotation, NewKey
 from serve.schemas.models import ModelList, Readiness
-from serve.schemas.problems import Problem
 from serve.schemas.receipt import Receipt
 from serve.schemas.tenants import AuditVerdict, NewTenant, TenantCard, TenantChange, TenantList
 from serve.schemas.tryon import TryOnAnswer, TryOnOptions
 from serve.schemas.usage import UsageBy, UsageReport
 
-TIMEOUT = httpx2.Timeout(120.0, connect=5.0)
-
-
-class ApiError(Exception):
-    """The API refused or failed; carries its problem."""
-
-    def __init__(self, problem: Problem):
-        super().__init__(f"{problem.code}: {problem.detail}")
-        self.problem = problem
-
-
-class ApiUnreachable(Exception):
-    """Nothing that speaks this API answered at the address."""
+__all__ = ("ApiError", "ApiUnreachable", "Client", "Picture", "TryOn", "read_events")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +55,10 @@ class Client:
     ):
         self.url = url.rstrip("/")
         self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx2.Client(
-            base_url=self.url, headers=self.headers, timeout=TIMEOUT, transport=transport
-        )
+        self._connection = Connection(self.url, self.headers, transport)
+        self.assets = Assets(self._connection)
+        self.batches = Batches(self._connection)
+        self.webhooks = Webhooks(self._connection)
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +66,7 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._http.close()
+        self._connection.close()
 
     def tryon(
         self, options: TryOnOptions, person: bytes, product: bytes, mask: bytes | None = None
@@ -114,7 +104,7 @@ class Client:
         accept: str,
     ) -> httpx2.Response:
         files = {"person": person, "product": product, "mask": mask}
-        return self._send(
+        return self._connection.send(
             "POST",
             "/v1/tryon",
             data=options.model_dump(mode="json", exclude_none=True),
@@ -127,7 +117,7 @@ class Client:
     ) -> JobCard:
         """As `tryon`, done later; what this answers will end, whatever dies meanwhile."""
         files = {"person": person, "product": product, "mask": mask}
-        response = self._send(
+        response = self._connection.send(
             "POST",
             "/v1/jobs",
             data=options.model_dump(mode="json", exclude_none=True),
@@ -136,7 +126,9 @@ class Client:
         return JobCard.model_validate_json(response.content)
 
     def job(self, job_id: str) -> JobCard:
-        return JobCard.model_validate_json(self._send("GET", f"/v1/jobs/{_part(job_id)}").content)
+        return JobCard.model_validate_json(
+            self._connection.send("GET", f"/v1/jobs/{part(job_id)}").content
+        )
 
     def jobs(
         self, status: JobStatus | None = None, after: str | None = None, limit: int = 50
@@ -144,12 +136,14 @@ class Client:
         """Newest first."""
         asked = {"status": status, "after": after, "limit": limit}
         parameters = {name: value for name, value in asked.items() if value is not None}
-        return JobPage.model_validate_json(self._send("GET", "/v1/jobs", params=parameters).content)
+        return JobPage.model_validate_json(
+            self._connection.send("GET", "/v1/jobs", params=parameters).content
+        )
 
     def cancel_job(self, job_id: str) -> JobCard:
         """One that runs stops at its next step; follow it to see."""
         return JobCard.model_validate_json(
-            self._send("DELETE", f"/v1/jobs/{_part(job_id)}").content
+            self._connection.send("DELETE", f"/v1/jobs/{part(job_id)}").content
         )
 
     def job_events(self, job_id: str, after: int = 0) -> Iterator[JobEventCard]:
@@ -160,16 +154,16 @@ class Client:
             ApiError: there is no such job.
             ApiUnreachable: the stream broke and nothing answers any more.
         """
-        path = f"/v1/jobs/{_part(job_id)}/events"
+        path = f"/v1/jobs/{part(job_id)}/events"
         while True:
             try:
-                with self._http.stream(
+                with self._connection.http.stream(
                     "GET", path, headers={"Last-Event-ID": str(after)}
                 ) as answer:
                     if answer.status_code != httpx2.codes.OK:
                         answer.read()
                         if answer.status_code != httpx2.codes.NO_CONTENT:
-                            self._raise(answer)
+                            self._connection.refuse(answer)
                         return
                     for event in read_events(answer.iter_lines()):
                         after = event.id
@@ -181,11 +175,11 @@ class Client:
 
     def download(self, path: str) -> bytes:
         """The bytes at a path that an answer named, such as a job's output."""
-        return self._send("GET", path).content
+        return self._connection.send("GET", path).content
 
     def models(self) -> ModelList:
         """Every deployed expert version."""
-        return ModelList.model_validate_json(self._send("GET", "/v1/models").content)
+        return ModelList.model_validate_json(self._connection.send("GET", "/v1/models").content)
 
     def usage(
         self,
@@ -205,7 +199,7 @@ class Client:
             for name, value in wanted.items()
             if value is not None
         }
-        response = self._send("GET", "/v1/usage", params=parameters)
+        response = self._connection.send("GET", "/v1/usage", params=parameters)
         return UsageReport.model_validate_json(response.content)
 
     def tenants(self) -> Iterator[TenantCard]:
@@ -217,15 +211,15 @@ class Client:
             after = page.next
 
     def create_tenant(self, new: NewTenant) -> TenantCard:
-        return TenantCard.model_validate_json(self._write("POST", "/v1/tenants", new))
+        return TenantCard.model_validate_json(self._connection.write("POST", "/v1/tenants", new))
 
     def change_tenant(self, tenant_id: str, change: TenantChange) -> TenantCard:
-        answer = self._write("PATCH", f"/v1/tenants/{_part(tenant_id)}", change)
+        answer = self._connection.write("PATCH", f"/v1/tenants/{part(tenant_id)}", change)
         return TenantCard.model_validate_json(answer)
 
     def keys(self, tenant_id: str) -> Iterator[KeyCard]:
         """Every key of a tenant, newest first."""
-        path = f"/v1/tenants/{_part(tenant_id)}/keys"
+        path = f"/v1/tenants/{part(tenant_id)}/keys"
         after: str | None = ""
         while after is not None:
             page = KeyList.model_validate_json(self._page(path, after))
@@ -233,59 +227,34 @@ class Client:
             after = page.next
 
     def create_key(self, tenant_id: str, new: NewKey) -> KeyMinted:
-        answer = self._write("POST", f"/v1/tenants/{_part(tenant_id)}/keys", new)
+        answer = self._connection.write("POST", f"/v1/tenants/{part(tenant_id)}/keys", new)
         return KeyMinted.model_validate_json(answer)
 
     def rotate_key(self, tenant_id: str, key_id: str, rotation: KeyRotation) -> KeyMinted:
-        path = f"/v1/tenants/{_part(tenant_id)}/keys/{_part(key_id)}/rotate"
-        return KeyMinted.model_validate_json(self._write("POST", path, rotation))
+        path = f"/v1/tenants/{part(tenant_id)}/keys/{part(key_id)}/rotate"
+        return KeyMinted.model_validate_json(self._connection.write("POST", path, rotation))
 
     def revoke_key(self, tenant_id: str, key_id: str) -> KeyCard:
-        path = f"/v1/tenants/{_part(tenant_id)}/keys/{_part(key_id)}"
-        return KeyCard.model_validate_json(self._send("DELETE", path).content)
+        path = f"/v1/tenants/{part(tenant_id)}/keys/{part(key_id)}"
+        return KeyCard.model_validate_json(self._connection.send("DELETE", path).content)
 
     def verify_audit(self, head_sha256: str | None = None) -> AuditVerdict:
         """Walk the audit log; see `AuditVerdict`."""
         params = {"head": head_sha256} if head_sha256 else {}
-        answer = self._send("GET", "/v1/audit/verify", params=params).content
+        answer = self._connection.send("GET", "/v1/audit/verify", params=params).content
         return AuditVerdict.model_validate_json(answer)
 
     def _page(self, path: str, after: str) -> bytes:
         params = {"limit": "200", **({"after": after} if after else {})}
-        return self._send("GET", path, params=params).content
-
-    def _write(self, method: str, path: str, body: BaseModel) -> bytes:
-        # Only what was said: the rest is for the server to decide.
-        content = body.model_dump(mode="json", exclude_unset=True)
-        return self._send(method, path, json=content).content
+        return self._connection.send("GET", path, params=params).content
 
     def readiness(self) -> Readiness:
         """Whether the family can serve; never raises ApiError for not being ready."""
         try:
-            response = self._http.get("/readyz")
+            response = self._connection.http.get("/readyz")
             return Readiness.model_validate_json(response.content)
         except (httpx2.TransportError, ValueError):
             return Readiness(ready=False, waiting_for=("the API",))
-
-    def _send(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
-        try:
-            response = self._http.request(method, path, **arguments)
-        except httpx2.TransportError as exc:
-            raise ApiUnreachable(f"{self.url}: {exc or type(exc).__name__}") from exc
-        if not response.is_success:
-            self._raise(response)
-        return response
-
-    def _raise(self, response: httpx2.Response) -> NoReturn:
-        try:
-            raise ApiError(Problem.model_validate_json(response.content))
-        except ValueError:
-            answered = f"{self.url} answered {response.status_code}, not as this API does"
-            raise ApiUnreachable(answered) from None
-
-
-def _part(segment: str) -> str:
-    return quote(segment, safe="")
 
 
 def read_events(lines: Iterable[str]) -> Iterator[JobEventCard]:
