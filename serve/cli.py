@@ -7,6 +7,9 @@ import typer
 from serve import __version__
 from serve.client import ApiError, ApiUnreachable
 from serve.commands import (
+    assets,
+    batch_files,
+    batches,
     bench,
     cluster,
     experts,
@@ -19,6 +22,7 @@ from serve.commands import (
     tenants,
     tryon,
     usage,
+    webhooks,
 )
 from serve.commands.console import err, out
 from serve.errors import ConfigError, Sm4llError
@@ -49,6 +53,33 @@ works.command("list")(jobs.list_jobs)
 for act in (jobs.show, jobs.follow, jobs.cancel):
     works.command()(act)
 app.add_typer(works, name="jobs")
+
+matrices = typer.Typer(help="Every product on every person.", no_args_is_help=True)
+matrices.command()(batches.create)
+matrices.command("list")(batches.list_batches)
+for on_batch in (
+    *(batches.show, batches.start, batches.follow, batches.pause, batches.resume),
+    *(batches.cancel, batches.retry, batch_files.manifest, batch_files.download),
+):
+    matrices.command()(on_batch)
+app.add_typer(matrices, name="batches")
+
+messages = typer.Typer(help="What your servers are told, and how it fared.", no_args_is_help=True)
+messages.command()(webhooks.deliveries)
+messages.command()(webhooks.redeliver)
+messages.command("test")(webhooks.send_test)
+signing = typer.Typer(help="The secrets that sign; one is shown once.", no_args_is_help=True)
+signing.command("list")(webhooks.list_secrets)
+signing.command("rotate")(webhooks.rotate_secret)
+messages.add_typer(signing, name="secret")
+app.add_typer(messages, name="webhooks")
+
+kept = typer.Typer(help="Pictures that are uploaded once and used by id.", no_args_is_help=True)
+kept.command()(assets.upload)
+kept.command("list")(assets.list_assets)
+kept.command()(assets.delete)
+kept.command()(assets.erase)
+app.add_typer(kept, name="assets")
 
 stores = typer.Typer(
     help="The database and the blobs that what must survive is kept in.", no_args_is_help=True

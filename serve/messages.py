@@ -59,7 +59,7 @@ class SegmentRequest:
     """(H, W, 3) sRGB, longer side at most 1024."""
     expert: Expert
     content_hash: str
-    """Of the original bytes; the cache key together with the masker."""
+    """Of the original bytes and whose they are; the cache key together with the masker."""
     masker: str = "classical"
     """Which masker shall find it: `Masker.id` of the bundle."""
     dilation: float = 0.0

@@ -43,6 +43,7 @@ from serve.steps import (
 )
 from serve.telemetry import Stopwatch
 from serve.tenancy.account import Charge, Quote
+from serve.tenancy.memory import remembered_as
 
 T = TypeVar("T")
 
@@ -207,8 +208,9 @@ class Pipeline:
         with watch.stage("decode"):
             inputs = await self._decode(work, bundle)
         with watch.stage("segment"):
-            region = await self._find_region(bundle, inputs)
-            product_landmarks = await self._find_product_landmarks(bundle, inputs)
+            tenant_id = work.share.tenant
+            region = await self._find_region(tenant_id, bundle, inputs)
+            product_landmarks = await self._find_product_landmarks(tenant_id, bundle, inputs)
         with watch.stage("plan"):
             seed = derive_seed(work, bundle)
             crop = await self._in_thread(
@@ -224,7 +226,7 @@ class Pipeline:
         )
         return Inputs(person, product, copy_hwc, product_rgba, mask_hw)
 
-    async def _find_region(self, bundle: Bundle, inputs: Inputs) -> Region:
+    async def _find_region(self, tenant_id: str, bundle: Bundle, inputs: Inputs) -> Region:
         person = inputs.person
         if inputs.mask_hw is not None:
             check_mask_size(inputs.mask_hw, person.width, person.height)
@@ -234,20 +236,22 @@ class Pipeline:
             SegmentRequest(
                 image_hwc=inputs.person_copy_hwc,
                 expert=bundle.expert,
-                content_hash=person.sha256,
+                content_hash=remembered_as(tenant_id, person.sha256),
                 masker=bundle.masker.id,
                 dilation=bundle.masker.dilation,
             )
         )
         return Region(reply.region_hw, reply)
 
-    async def _find_product_landmarks(self, bundle: Bundle, inputs: Inputs) -> Landmarks:
+    async def _find_product_landmarks(
+        self, tenant_id: str, bundle: Bundle, inputs: Inputs
+    ) -> Landmarks:
         if not bundle.product.landmarks:
             return Landmarks()
         request = SegmentRequest(
             image_hwc=np.ascontiguousarray(inputs.product_rgba[:, :, :3]),
             expert=bundle.expert,
-            content_hash=inputs.product.sha256,
+            content_hash=remembered_as(tenant_id, inputs.product.sha256),
             masker=bundle.masker.id,
         )
         try:

@@ -201,7 +201,7 @@ def test_version_of_another_expert_is_not_found(http: TestClient) -> None:
         ("http://169.254.169.254/", 422, "fetch_refused"),
         ("https://169.254.169.254/", 422, "fetch_refused"),
         ("https:", 422, "fetch_refused"),
-        ("ast_123", 422, "not_supported"),
+        ("ast_123", 404, "not_found"),
         ("file:///etc/passwd", 400, "invalid_request"),
         ("data:image/png,rawtext", 400, "invalid_request"),
         ("data:image/png;base64,@@@@", 400, "invalid_request"),

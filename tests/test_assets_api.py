@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from serve.policy import TenantPolicy
 from serve.schemas.assets import AssetCard, AssetDeletion, AssetPage, ErasureRecord
 from serve.schemas.problems import Problem
+from serve.tenancy.memory import remembered_as
 from tests.fakes import build_local_api
 from tests.pictures import box_mask, encoded, photo
 from tests.tenants import add_key_to, bearer
@@ -246,7 +247,8 @@ def test_assets_need_one_of_two_scopes(
 
 def test_erased_subject_is_gone_from_the_segmenters_too(http: TestClient, api: FastAPI) -> None:
     def remembered(card: AssetCard) -> int:
-        return sum(one.forget({card.sha256}) for one in api.state.segmenters.values())
+        name = remembered_as("local", card.sha256)
+        return sum(one.forget({name}) for one in api.state.segmenters.values())
 
     dora = upload_for(http, "dora", encoded(photo(seed=77)))
     ella = upload_for(http, "ella", encoded(photo(seed=78)))

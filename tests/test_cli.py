@@ -42,7 +42,11 @@ COMMANDS = (
     *("bench gpu", "store upgrade", "store check", "version"),
     *("tenants list", "tenants create", "tenants policy", "tenants disable", "tenants enable"),
     *("tenants keys list", "tenants keys create", "tenants keys rotate", "tenants keys revoke"),
-    "tenants audit verify",
+    *("tenants audit verify", "assets upload", "assets list", "assets delete", "assets erase"),
+    *("batches create", "batches list", "batches show", "batches start", "batches follow"),
+    *("batches pause", "batches resume", "batches cancel", "batches retry", "batches manifest"),
+    *("batches download", "webhooks deliveries", "webhooks redeliver", "webhooks test"),
+    *("webhooks secret list", "webhooks secret rotate"),
 )
 
 

@@ -259,7 +259,8 @@ def test_caller_who_leaves_ends_the_polling(
         build(server[0]).generate([REQUEST], leave)
     seen, until_s = apis.num_polls, time.monotonic() + 0.2
     while time.monotonic() < until_s:
-        assert apis.num_polls == seen
+        # One may still have been on its way.
+        assert apis.num_polls <= seen + 1
 
 
 @pytest.mark.parametrize(

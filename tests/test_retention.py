@@ -33,6 +33,7 @@ from serve.store.tables import (
 from serve.tenancy.assets import AssetStore
 from serve.tenancy.erasure import Erasure
 from serve.tenancy.idempotency import Answer, FirstAnswers
+from serve.tenancy.memory import remembered_as
 from serve.tenancy.retention import Sweeper, SweepReport
 from tests.stores import FakeClock, add_job, add_tenant
 
@@ -222,7 +223,7 @@ async def test_erasure_reaches_rows_blobs_answers_caches_and_leaves_a_proof(hous
     assert set(erased.jobs_deleted) == {ended, waiting}
     assert (erased.jobs_cancelling, erased.is_complete) == ((running,), False)
     assert (erased.num_answers, erased.num_deliveries, erased.num_bytes) == (1, 1, 4)
-    assert house.forgotten == {sha256}
+    assert house.forgotten == {remembered_as("acme", sha256)}
     with pytest.raises(NotFound):
         await house.assets.load("acme", hers)
     assert await house.assets.load("acme", his) == b"his"

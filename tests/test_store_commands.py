@@ -32,7 +32,7 @@ def test_new_database_is_sent_to_upgrade_and_is_then_ready(variables: dict[str, 
     assert store("upgrade", variables).exit_code == 0
     after = store("check", variables)
     assert after.exit_code == 0, after.output
-    assert "revision 0001" in after.output
+    assert "as this version wants it" in after.output
     assert "Blobs: written, read and deleted." in after.output
 
 

@@ -433,7 +433,7 @@ async def test_slow_receiver_holds_up_neither_its_tenants_others_nor_other_tenan
     post = Receivers(answer=answer)
     running = asyncio.create_task(desk.deliverer(post, policy).run_once())
     await arrived.wait()
-    assert len([url for url in post.urls if url.startswith(slow)]) == 2
+    assert len([url for url in post.urls if url.startswith(slow)]) <= policy.per_receiver
     is_free.set()
     assert await running == 22
     assert post.most_open <= 4

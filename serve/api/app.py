@@ -73,6 +73,8 @@ def build_api(
         description=DESCRIPTION,
         lifespan=close_services,
         redoc_url=None,
+        # Behind a balancer that speaks TLS it would send whoever asks, and the key, to http://.
+        redirect_slashes=False,
     )
     install_problem_handlers(app, logger)
     install_openapi(app)

@@ -25,7 +25,8 @@ from serve.tenancy.erasure import Erasure
 SUBJECT: TypeAdapter[str] = TypeAdapter(Subject)
 MAY_USE = require_any("tryon", "jobs")
 User = Annotated[Caller, Depends(MAY_USE)]
-KEPT_BY_CALLER = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
+KEPT_BY_CALLER = {"Cache-Control": "private, max-age=3600"}
+EXTENSIONS = {"image/jpeg": "jpg", "application/zip": "zip"}
 
 
 def build_assets_router(assets: AssetStore, erasure: Erasure, limits: ImageLimits) -> APIRouter:
@@ -110,7 +111,7 @@ def build_assets_router(assets: AssetStore, erasure: Erasure, limits: ImageLimit
     async def content(request: Request, caller: User, asset_id: str) -> Response:
         """The bytes as they were uploaded or made. Their ETag is their SHA-256."""
         asset = await assets.find(caller.tenant_id, asset_id)
-        headers = {"ETag": f'"{asset.sha256}"', **KEPT_BY_CALLER}
+        headers = {"ETag": f'"{asset.sha256}"', **KEPT_BY_CALLER, **_as_file(asset)}
         if _has_already(request.headers.get("if-none-match", ""), asset.sha256):
             return Response(None, 304, headers)
         data = await assets.load(caller.tenant_id, asset_id, is_live=True)
@@ -184,6 +185,15 @@ def _check_subject(subject: str) -> str:
         raise InvalidRequest(f"subject: {fields[0][1]}", fields=fields) from exc
 
 
+def _as_file(asset: Asset) -> dict[str, str]:
+    """A browser saves it, or shows it in a page that asks for it; it never is a page itself."""
+    extension = EXTENSIONS.get(asset.media_type, asset.media_type.rpartition("/")[2])
+    return {
+        "Content-Disposition": f'attachment; filename="{asset.id}.{extension}"',
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+    }
+
+
 def _has_already(if_none_match: str, sha256: str) -> bool:
     """RFC 9110, section 13.1.2; compared weakly, as it says."""
     tags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
@@ -212,7 +222,7 @@ def _request_body() -> dict[str, Any]:
 
 def _content_responses() -> dict[int | str, dict[str, Any]]:
     text = {"schema": {"type": "string"}}
-    headers = {"ETag": text, "Cache-Control": text}
+    headers = {"ETag": text, "Cache-Control": text, "Content-Disposition": text}
     binary = {"schema": {"type": "string", "format": "binary"}}
     files = {"description": "The file", "content": {"image/*": binary}, "headers": headers}
     unchanged = {"description": "You have it: If-None-Match named its ETag", "headers": headers}

@@ -51,7 +51,8 @@ class Idempotency:
             take = self._answers.take(caller.tenant_id, key, request_sha256)
             row = await _unless_gone(take, receive)
             if row.locked_until is None:
-                await _replay(await self._answers.recall(row))(scope, receive, send)
+                answer = await self._answers.recall(row, caller.scopes)
+                await _replay(answer)(scope, receive, send)
                 return
         except Sm4llError as exc:
             request_id = str(scope["state"].get("request_id", ""))
@@ -66,7 +67,8 @@ class Idempotency:
 
     async def keep(self, held: Held, answer: Answer | None, caller: Caller, scope: Scope) -> None:
         try:
-            await self._answers.keep(held, answer, caller.policy, scope["state"]["refers"])
+            refers = scope["state"]["refers"]
+            await self._answers.keep(held, answer, caller.policy, refers, caller.scopes)
         except Sm4llError as exc:
             # The work is done and its caller waits. A repeat runs it again, charged once.
             self._logger.error("an answer could not be kept: %s", exc.detail, exc_info=exc)

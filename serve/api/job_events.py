@@ -30,6 +30,7 @@ HEARTBEAT_S = 10.0
 MAX_STREAM_S = 100.0
 RETRY_MS = 1000
 MAX_EVENT_ID = 2**31 - 1
+MAX_DIGITS = len(str(MAX_EVENT_ID))
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -77,8 +78,12 @@ def build_job_events_router(
 def _read_number(text: str | None) -> int:
     if text is None or text == "":
         return 0
-    if not (text.isascii() and text.isdigit()) or int(text[:20]) > MAX_EVENT_ID:
-        raise InvalidRequest("Last-Event-ID: not the number of an event")
+    is_number = text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
+    if not is_number or int(text) > MAX_EVENT_ID:
+        raise InvalidRequest(
+            "Last-Event-ID: not the number of an event",
+            remedy="send the `id` of the last event that was seen, or leave it out to see all",
+        )
     return int(text)
 
 

@@ -20,6 +20,12 @@ CONTROL_HEADERS = (
 )
 
 
+# What is sent to any other route is text, and is parsed as a whole: 80 MiB of `[],[],...` would
+# hold up the event loop for seconds and fill gigabytes.
+PICTURE_PATHS = frozenset(("/v1/tryon", "/v1/jobs", "/v1/assets"))
+MAX_TEXT_BODY_BYTES = 6 * 2**20
+
+
 class RequestContext:
     """Gives every request an id, echoes it, and drops Serve's control headers.
 
@@ -45,8 +51,12 @@ class RequestContext:
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start" and not self._is_echoed_outside:
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                # Pictures come from strangers: no browser shall find a page in one.
+                headers["X-Content-Type-Options"] = "nosniff"
+                if not self._is_echoed_outside:
+                    headers["X-Request-Id"] = request_id
             await send(message)
 
         if REQUEST_ID.fullmatch(request_id):
@@ -66,21 +76,18 @@ class BodyLimit:
         self._app = app
         self._max_body_bytes = max_body_bytes
 
-    def _too_large(self) -> ImageTooLarge:
-        limit_mib = self._max_body_bytes / 2**20
-        return ImageTooLarge(
-            f"the request body is larger than {limit_mib:.0f} MiB",
-            remedy="send smaller files: JPEG at quality 95 keeps a 20-megapixel photo below 15 MiB",
-        )
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        has_pictures = scope["path"] in PICTURE_PATHS
+        max_bytes = self._max_body_bytes
+        if not has_pictures:
+            max_bytes = min(max_bytes, MAX_TEXT_BODY_BYTES)
         declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdigit() and int(declared) > self._max_body_bytes:
+        if declared.isdigit() and int(declared) > max_bytes:
             request_id = scope.get("state", {}).get("request_id", "")
-            refusal = problem_response(self._too_large(), request_id)
+            refusal = problem_response(_too_large(max_bytes, has_pictures), request_id)
             await refusal(scope, receive, send)
             return
         received_bytes = 0
@@ -89,8 +96,17 @@ class BodyLimit:
             nonlocal received_bytes
             message = await receive()
             received_bytes += len(message.get("body", b""))
-            if received_bytes > self._max_body_bytes:
-                raise self._too_large()
+            if received_bytes > max_bytes:
+                raise _too_large(max_bytes, has_pictures)
             return message
 
         await self._app(scope, receive_counted, send)
+
+
+def _too_large(max_bytes: int, has_pictures: bool) -> ImageTooLarge:
+    pictures = "send smaller files: JPEG at quality 95 keeps a 20-megapixel photo below 15 MiB"
+    text = "send less at once; POST /v1/assets takes pictures, whose ids are short"
+    return ImageTooLarge(
+        f"the request body is larger than {max_bytes / 2**20:.0f} MiB",
+        remedy=pictures if has_pictures else text,
+    )

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,16 +17,34 @@ from serve.schemas.problems import FieldProblem, Problem
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:sm4ll:problem:"
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+HTTP_REMEDIES = {
+    404: "GET /openapi.json lists every path; none of them ends with a slash",
+    405: "the header Allow says what this path takes",
+}
+# What pydantic and FastAPI call a body that is no JSON object.
+NO_JSON = ("json_invalid", "model_attributes_type", "model_type", "dict_type")
+JSON_REMEDY = "send a JSON object with the header `Content-Type: application/json`"
+FIELDS_REMEDY = "GET /openapi.json says what every field may hold; /docs shows it"
 
 
 def invalid_fields(exc: ValidationError | RequestValidationError) -> InvalidRequest:
     """Translate pydantic's report; the values themselves are left out, they may be pictures."""
-    fields = tuple(
-        (".".join(map(str, error["loc"])) or "body", error["msg"].removeprefix("Value error, "))
-        for error in exc.errors()
-    )
+    errors = exc.errors()
+    fields = tuple(map(_tell_field, errors))
     detail = "; ".join(f"{field}: {message}" for field, message in fields)
-    return InvalidRequest(detail or "the request does not fit the schema", fields=fields)
+    is_no_json = any(error["type"] in NO_JSON and len(error["loc"]) <= 2 for error in errors)
+    return InvalidRequest(
+        detail or "the request does not fit the schema",
+        remedy=JSON_REMEDY if is_no_json else FIELDS_REMEDY,
+        fields=fields,
+    )
+
+
+def _tell_field(error: Any) -> tuple[str, str]:
+    if error["type"] == "json_invalid" and len(error["loc"]) > 1:
+        # FastAPI's own: its place is a number of characters, and its message says nothing.
+        return "body", f"not JSON: {error['ctx']['error']} at character {error['loc'][1]}"
+    return ".".join(map(str, error["loc"])) or "body", error["msg"].removeprefix("Value error, ")
 
 
 def problem_response(error: Sm4llError, request_id: str) -> Response:
@@ -75,19 +94,27 @@ def install_problem_handlers(app: FastAPI, logger: logging.Logger) -> None:
     async def on_http(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)
         request_id = request_id_of(request)
+        if isinstance(exc.__cause__, Sm4llError):
+            # Raised by what reads the body, and wrapped by FastAPI: a body that is too long.
+            return problem_response(exc.__cause__, request_id)
+        if exc.status_code == 400:
+            detail = "the body cannot be read as JSON"
+            return problem_response(InvalidRequest(detail, remedy=JSON_REMEDY), request_id)
         problem = Problem(
             type=TYPE_PREFIX + HTTP_CODES.get(exc.status_code, "http_error"),
             title=exc.detail,
             status=exc.status_code,
-            detail=f"{request.method} {request.url.path}: {exc.detail}",
+            detail=f"{request.method} {request.scope['path']}: {exc.detail}",
             code=HTTP_CODES.get(exc.status_code, "http_error"),
             request_id=request_id,
+            remedy=HTTP_REMEDIES.get(exc.status_code),
         )
         body = problem.model_dump(mode="json", exclude_none=True)
         return JSONResponse(body, exc.status_code, exc.headers, MEDIA_TYPE)
 
     async def on_unknown(request: Request, exc: Exception) -> Response:
-        logger.error("unexpected failure on %s", request.url.path, exc_info=exc)
+        # %r: a path may hold line ends, and none may begin a line of the log.
+        logger.error("unexpected failure on %r", request.scope["path"], exc_info=exc)
         detail = "an unexpected failure; the log has it under this request id"
         return problem_response(Sm4llError(detail), request_id_of(request))
 

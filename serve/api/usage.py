@@ -10,6 +10,7 @@ from serve.api.identity import require
 from serve.api.responses import problems
 from serve.errors import Forbidden, InvalidRequest
 from serve.policy import TenantPolicy
+from serve.schemas.tenants import TENANT_ID
 from serve.schemas.usage import BudgetState, MonthBudget, UsageBy, UsageItem, UsageReport
 from serve.store.columns import utc_now
 from serve.store.engine import Database
@@ -46,7 +47,7 @@ def build_usage_router(
         ] = None,
         by: Annotated[list[UsageBy] | None, Query(description="may be repeated")] = None,
         tenant: Annotated[
-            str | None, Query(max_length=40, description="another's, for administrators")
+            str | None, Query(pattern=TENANT_ID, description="another's, for administrators")
         ] = None,
     ) -> UsageReport:
         """Any key sees its own tenant's; one with the scope `admin` everybody's."""

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Response
 
 from serve.api.identity import require
+from serve.api.keys import NO_STORE
 from serve.api.paging import DEFAULT_LIMIT, After, Limit
 from serve.api.responses import problems
 from serve.config import FetchConfig
@@ -136,11 +137,12 @@ def _add_secrets(router: APIRouter, database: Database, now: Callable[[], dateti
         response_model=NewSecret,
         responses=problems(),
     )
-    async def rotate(caller: MayUseJobs, wanted: RotationRequest) -> NewSecret:
+    async def rotate(caller: MayUseJobs, wanted: RotationRequest, response: Response) -> NewSecret:
         """Shown this once. Messages carry a signature of each secret until the overlap ends."""
         overlap = timedelta(seconds=wanted.overlap_s)
         async with database.transaction() as session:
             row = await rotate_secret(session, caller.tenant_id, overlap, now())
+        response.headers.update(NO_STORE)
         return NewSecret(**dict(describe_secret(row)), secret=row.secret)
 
 

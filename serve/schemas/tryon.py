@@ -33,7 +33,7 @@ class TryOnOptions(Wire):
     the region only."""
     output: Output = "image"
     """`layers` answers a zip: final picture, product layer, region, receipt."""
-    unit: str | None = Field(default=None, max_length=200)
+    unit: str | None = Field(default=None, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")
     """Whom an experiment keeps on one version: a SKU, collection or user of yours."""
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import exc
 
-from serve.errors import Conflict, Sm4llError, StoreUnavailable
+from serve.errors import Conflict, InvalidRequest, Sm4llError, StoreUnavailable
 
 RETRY_AFTER_S = 2.0
 # Locked, unreadable, full or unopenable: the statement was right. Source: sqlite.org/rescode.html
@@ -20,6 +20,8 @@ SQLITE_PASSING = {
 # Connection lost, refused login, no resources, shutting down; a deadlock or serialisation loser.
 # 25006: a standby after a failover. Source: postgresql.org/docs/15/errcodes-appendix.html
 POSTGRES_PASSING = ("08", "28", "53", "57", "58", "40", "55P03", "25006", "3D000")
+# U+0000, which PostgreSQL keeps in no text (22021) and in no JSON (22P05).
+POSTGRES_CHARACTER = ("22021", "22P05")
 
 
 @contextmanager
@@ -29,6 +31,7 @@ def map_database_errors() -> Iterator[None]:
     Raises:
         StoreUnavailable: the same may succeed later; a commit may even have succeeded unseen.
         Conflict: a row that must be unique or must exist is not.
+        InvalidRequest: a text holds a character that no database keeps.
         Sm4llError: anything else, which is our mistake.
     """
     try:
@@ -40,6 +43,10 @@ def map_database_errors() -> Iterator[None]:
     except exc.DBAPIError as error:
         if is_passing(error):
             raise _unavailable("The database does not answer.") from error
+        if getattr(error.orig, "sqlstate", None) in POSTGRES_CHARACTER:
+            raise InvalidRequest(
+                "a text holds the character U+0000, which cannot be kept", remedy="leave it out"
+            ) from error
         raise Sm4llError("The database refused a statement.") from error
     except exc.SQLAlchemyError as error:
         raise Sm4llError("The database layer was used wrongly.") from error

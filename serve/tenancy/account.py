@@ -4,15 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 from serve.policy import TenantPolicy
 from serve.store.ledger import Budget, Release, Reservation, Settlement
-from serve.store.ledger_records import utc_day
+from serve.store.ledger_records import period_of, utc_day
 from serve.tenancy.ledger import UsageLedger
 
 EXPIRY_MARGIN_S = 60.0
 """After the deadline of a request: its answer may be under way, its settlement not yet written."""
+MONTH_MARGIN = timedelta(hours=1)
+"""Longer than any try-on and its reservation live."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +36,13 @@ def budget_of(policy: TenantPolicy) -> Budget:
     )
 
 
+def known_day(now: datetime) -> date | None:
+    """The day a reservation of now is written under, as far as its month goes; none near the end
+    of one: it may be written after midnight, or stand already, since before, by another router."""
+    around = {period_of(utc_day(now + side * MONTH_MARGIN)) for side in (-1, 1)}
+    return utc_day(now) if len(around) == 1 else None
+
+
 class Charge:
     """One open reservation: settled once, or released when its block ends."""
 
@@ -41,7 +50,7 @@ class Charge:
         self,
         ledger: UsageLedger,
         reservation: Reservation,
-        day: date,
+        day: date | None,
         written: "asyncio.Future[bool]",
     ):
         self._ledger = ledger
@@ -125,7 +134,7 @@ class Account:
         )
         is_ample = self.ledger.is_ample(reservation, self.budget)
         written = self.ledger.reserve(reservation, self.budget)
-        charge = Charge(self.ledger, reservation, utc_day(now), written)
+        charge = Charge(self.ledger, reservation, known_day(now), written)
         try:
             if not is_ample:
                 await asyncio.shield(written)

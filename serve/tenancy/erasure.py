@@ -25,10 +25,11 @@ from serve.store.retention import (
 from serve.store.tables import JobState
 from serve.tenancy.assets import AssetStore, Deleted
 from serve.tenancy.idempotency import FirstAnswers
+from serve.tenancy.memory import remembered_as
 
 BATCH = 200
 Forget = Callable[[Collection[str]], Awaitable[None]]
-"""Makes every replica forget what it remembers of these content hashes."""
+"""Makes every replica forget what it remembers of these pictures (`memory.py`)."""
 
 
 async def forget_nothing(content_hashes: Collection[str]) -> None:
@@ -87,7 +88,7 @@ class Erasure:
         about = {deleted.id}
         if deleted.is_blob_deleted:
             about.add(deleted.sha256)
-            await self._forget({deleted.sha256})
+            await self._forget({remembered_as(tenant_id, deleted.sha256)})
         await self._answers.forget(tenant_id, about)
         return deleted
 
@@ -110,7 +111,7 @@ class Erasure:
         references = {*hashes, *(asset.id for asset in assets), *told}
         num_answers = await self._answers.forget(tenant_id, references) if references else 0
         if hashes:
-            await self._forget(hashes)
+            await self._forget({remembered_as(tenant_id, one) for one in hashes})
         found: dict[str, Any] = {
             "subject_sha256": hashlib.sha256(subject.encode()).hexdigest(),
             "assets": assets,

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from serve.errors import Conflict, DeadlineExceeded, NotFound, Sm4llError
-from serve.policy import DAY_S, TenantPolicy
+from serve.errors import Conflict, DeadlineExceeded, Forbidden, NotFound, Sm4llError
+from serve.policy import DAY_S, SCOPES, Scope, TenantPolicy
 from serve.store.blobs import BlobKey, Blobs
 from serve.store.columns import utc_now
 from serve.store.engine import Database
@@ -135,27 +135,44 @@ class FirstAnswers:
                 await asyncio.shield(self._free(held))
 
     async def keep(
-        self, held: "Held", answer: Answer | None, policy: TenantPolicy, refers: Collection[str]
+        self,
+        held: "Held",
+        answer: Answer | None,
+        policy: TenantPolicy,
+        refers: Collection[str],
+        scopes: Collection[Scope] = (),
     ) -> None:
         """Before its last byte is sent: who repeats the request from now on finds this.
 
         Args:
             answer: None when it is too large to be kept.
+            scopes: of the key that asked; no lesser key is given the answer again.
         """
         response: dict[str, Any] = {"gone": "too large"}
         if answer is not None:
             response = await self._describe(held.row, answer, policy, refers)
+            response["scopes"] = sorted(scopes)
         async with held.lock, self._database.transaction() as session:
             await answer_key(session, held.row, response)
         held.is_closed = True
 
-    async def recall(self, row: Row) -> Answer:
+    async def recall(self, row: Row, scopes: Collection[Scope] = SCOPES) -> Answer:
         """The first answer.
+
+        Args:
+            scopes: of the key that asks now.
 
         Raises:
             Conflict: it was given, and is not kept.
+            Forbidden: it was given to a key that may more.
         """
         response: dict[str, Any] = row.response or GONE
+        if not set(response.get("scopes", ())) <= set(scopes):
+            # Which of them the route needs is known to the route alone, and that is not asked.
+            raise Forbidden(
+                "the first request with this Idempotency-Key was sent with a key that may more",
+                remedy="repeat it with that key, or use a new Idempotency-Key",
+            )
         if "gone" in response:
             raise Conflict(_WHY_GONE[response["gone"]], remedy="use a new Idempotency-Key")
         body = response.get("text", "").encode()

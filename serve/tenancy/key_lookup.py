@@ -5,8 +5,9 @@ that nobody has seen here yet waits for two queries at most.
 """
 
 import asyncio
+import logging
 
-from serve.errors import Overloaded, Sm4llError
+from serve.errors import Overloaded, Sm4llError, StoreUnavailable
 from serve.store.engine import Database
 from serve.store.keys import find_keys
 from serve.store.tables import ApiKey, Tenant
@@ -14,6 +15,8 @@ from serve.store.tables import ApiKey, Tenant
 MAX_IDS = 500
 MAX_WAITING = 5_000
 RETRY_AFTER_S = 1.0
+
+logger = logging.getLogger(__name__)
 
 Found = tuple[ApiKey, Tenant] | None
 
@@ -59,11 +62,17 @@ class KeyLookup:
         try:
             async with self._database.reading() as session:
                 found = await find_keys(session, asked)
-        except Sm4llError as exc:
+        except BaseException as exc:
+            # Whatever ended it, also the end of the loop: nobody waits for an answer for ever.
+            error = exc if isinstance(exc, Sm4llError) else StoreUnavailable("No key can be read.")
             for answer in asked.values():
                 if not answer.done():
-                    answer.set_exception(exc)
+                    answer.set_exception(error)
                     answer.exception()  # seen: all who asked may have left
+            if not isinstance(exc, Exception):
+                raise
+            if not isinstance(exc, Sm4llError):
+                logger.exception("keys could not be read")
             return
         for key_id, answer in asked.items():
             if not answer.done():

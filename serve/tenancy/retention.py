@@ -85,6 +85,9 @@ class Sweeper:
                 except Sm4llError as exc:
                     logger.warning("%s could not be swept: %s", tenant_id, exc.detail)
                     swept = SweepReport(num_failures=1)
+                except Exception:  # an unreadable policy among them: those behind it have turns too
+                    logger.exception("%s could not be swept", tenant_id)
+                    swept = SweepReport(num_failures=1)
                 report += swept
             if len(tenants) < BATCH:
                 return report
