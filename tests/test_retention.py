@@ -195,6 +195,15 @@ async def test_tenant_that_cannot_be_swept_keeps_nobody_else_waiting(house: Hous
     assert (report.num_failures, report.num_assets) == (1, 1)
 
 
+async def test_unreadable_policy_keeps_nobody_else_waiting(house: House) -> None:
+    async with house.database.transaction() as session:
+        (await session.get_one(Tenant, "acme")).policy = {"weight": "heavy"}
+    await house.keep(b"picture", tenant_id="other")
+    house.clock.advance(31 * DAY_S)
+    report = await house.sweeper.run_once()
+    assert (report.num_failures, report.num_assets) == (1, 1)
+
+
 async def test_result_retention_of_the_tenant_is_what_counts_for_its_jobs(house: House) -> None:
     async with house.database.transaction() as session:
         tenant = await session.get_one(Tenant, "acme")

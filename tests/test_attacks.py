@@ -1,0 +1,275 @@
+"""What somebody tries who has a valid key of one tenant, and wants more than that is for."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from serve.api.middleware import MAX_TEXT_BODY_BYTES
+from serve.errors import InvalidRequest, NotFound
+from serve.schemas.problems import Problem
+from serve.store.engine import Database
+from serve.store.tables import Tenant
+from serve.store.tenants import set_disabled
+from serve.store.webhooks import claim_due, enqueue, get_delivery
+from serve.tenancy.memory import remembered_as
+from tests.fakes import build_local_api
+from tests.pictures import box_mask, encoded, photo
+from tests.stores import START, add_tenant
+from tests.tenants import add_key_to, bearer
+
+PICTURES = {"person": encoded(photo()), "product": encoded(photo(64, 64, seed=1))}
+MASKED = {**PICTURES, "mask": encoded(box_mask())}
+NOOP = {"expert": "top", "version": "noop"}
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def api(family: Path) -> FastAPI:
+    return build_local_api(family, is_key_added=False)
+
+
+@pytest.fixture(scope="module")
+def http(api: FastAPI) -> Iterator[TestClient]:
+    with TestClient(api, raise_server_exceptions=False, follow_redirects=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def mine(api: FastAPI, http: TestClient) -> dict[str, str]:
+    return bearer(add_key_to(api, "mine", ("tryon", "jobs")))
+
+
+@pytest.fixture(scope="module")
+def theirs(api: FastAPI, http: TestClient) -> dict[str, str]:
+    return bearer(add_key_to(api, "theirs", ("tryon", "jobs")))
+
+
+def refused(answer: httpx2.Response, status: int) -> Problem:
+    assert answer.status_code == status, answer.text
+    return Problem.model_validate(answer.json())
+
+
+def test_no_answer_tells_that_another_tenant_has_sent_the_same_picture(
+    api: FastAPI, http: TestClient, mine: dict[str, str], theirs: dict[str, str]
+) -> None:
+    """Neither `segmentation_cached` of the receipt, nor how fast it came."""
+    person = encoded(photo(seed=7))
+    sha256 = hashlib.sha256(person).hexdigest()
+    for key in (theirs, mine):
+        files = {"person": person, "product": PICTURES["product"]}
+        http.post("/v1/tryon", headers=key, files=files, data={"expert": "bg"})
+
+    def forget(name: str) -> int:
+        return sum(one.forget({name}) for one in api.state.segmenters.values())
+
+    assert forget(sha256) == 0
+    assert [forget(remembered_as(tenant, sha256)) for tenant in ("theirs", "mine")] == [1, 1]
+
+
+def test_a_webhook_secret_is_shown_once(http: TestClient, mine: dict[str, str]) -> None:
+    def rotate() -> httpx2.Response:
+        return http.post(
+            "/v1/webhooks/secrets/rotate", headers={**mine, "Idempotency-Key": "one"}, json={}
+        )
+
+    first, second = rotate(), rotate()
+    assert first.headers["cache-control"] == "no-store"
+    assert "idempotent-replayed" not in second.headers
+    assert first.json()["secret"] != second.json()["secret"]
+
+
+def test_an_answer_is_not_given_again_to_a_lesser_key(
+    api: FastAPI, http: TestClient, mine: dict[str, str]
+) -> None:
+    lesser = bearer(add_key_to(api, "mine", ("review",)))
+    wider = bearer(add_key_to(api, "mine", ("jobs", "review", "tryon")))
+    body = {"subject": "customer 1"}
+
+    def erase(key: dict[str, str]) -> httpx2.Response:
+        return http.post("/v1/erasures", headers={**key, "Idempotency-Key": "e"}, json=body)
+
+    first = erase(mine)
+    assert first.status_code == 200, first.text
+    problem = refused(erase(lesser), 403)
+    assert problem.remedy is not None
+    assert "Idempotency-Key" in problem.remedy
+    for key in (mine, wider):
+        again = erase(key)
+        assert again.headers["idempotent-replayed"] == "true"
+        assert again.json() == first.json()
+
+
+@pytest.mark.parametrize("number", ["0" * 5000, "9" * 5000, "2147483648", "-1", "1e3", "²"])
+def test_no_event_id_breaks_a_stream(http: TestClient, mine: dict[str, str], number: str) -> None:
+    answer = http.get(
+        f"/v1/jobs/job_{'0' * 26}/events",
+        headers={**mine, "Last-Event-ID": number.encode()},
+    )
+    assert refused(answer, 400).detail == "Last-Event-ID: not the number of an event"
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/batches", "/v1/erasures", "/v1/webhooks/test", "/v1/webhooks/secrets/rotate"]
+)
+def test_a_body_without_a_declared_length_is_cut_off_at_the_limit_of_its_route(
+    http: TestClient, mine: dict[str, str], path: str
+) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b'{"subject":['
+        for _ in range(MAX_TEXT_BODY_BYTES // 2**20 + 1):
+            yield b"[]," * (2**20 // 3)
+
+    problem = refused(http.post(path, headers={**mine, **JSON}, content=pieces()), 413)
+    assert problem.detail == "the request body is larger than 6 MiB"
+    declared = {**mine, **JSON, "Content-Length": str(MAX_TEXT_BODY_BYTES + 1)}
+    assert refused(http.post(path, headers=declared, content=b"{}"), 413) is not None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 10**6,
+        b'{"subject":' + b"1" * 6000 + b"}",
+        b'{"subject":"\xff"}',
+        b'{"subject":"\\ud800"}',
+        b'{"subject":"a\\u0000"}',
+        b'{"subject":NaN}',
+        b"",
+        b"\x1f\x8b not unpacked",
+    ],
+)
+def test_no_json_breaks_anything_and_every_refusal_says_what_to_send(
+    http: TestClient, mine: dict[str, str], body: bytes
+) -> None:
+    problem = refused(http.post("/v1/erasures", headers={**mine, **JSON}, content=body), 400)
+    assert (problem.code, bool(problem.remedy)) == ("invalid_request", True)
+
+
+def test_damaged_json_is_told_by_its_place(http: TestClient, mine: dict[str, str]) -> None:
+    answer = http.post("/v1/erasures", headers={**mine, **JSON}, content=b'{"subject": no}')
+    problem = refused(answer, 400)
+    assert problem.detail == "body: not JSON: Expecting value at character 12"
+    assert problem.remedy is not None
+    assert "Content-Type: application/json" in problem.remedy
+
+
+def test_a_control_character_in_an_option_is_refused(
+    http: TestClient, mine: dict[str, str]
+) -> None:
+    options = json.dumps({**NOOP, "person": "ast_x", "product": "ast_x", "unit": "a\0"})
+    answer = http.post("/v1/jobs", headers={**mine, **JSON}, content=options)
+    problem = refused(answer, 400)
+    assert problem.errors is not None
+    assert problem.errors[0].field == "unit"
+
+
+def test_a_path_that_ends_with_a_slash_sends_nobody_elsewhere(
+    http: TestClient, mine: dict[str, str]
+) -> None:
+    """Behind a balancer the redirect would name http://, and clients send their key there."""
+    answer = http.post("/v1/jobs/", headers=mine, files=MASKED, data=NOOP)
+    problem = refused(answer, 404)
+    assert problem.remedy is not None
+    assert "slash" in problem.remedy
+
+
+def test_a_picture_is_served_as_a_file_and_never_as_a_page(
+    http: TestClient, mine: dict[str, str]
+) -> None:
+    page = b"<script>alert(document.domain)</script>"
+    answer = http.post(
+        "/v1/assets",
+        headers=mine,
+        files={"file": ("x.html", PICTURES["person"] + page, "text/html")},
+    )
+    assert answer.status_code == 201, answer.text
+    asset_id = answer.json()["id"]
+    served = http.get(f"/v1/assets/{asset_id}/content", headers=mine)
+    assert served.content.endswith(page)
+    assert served.headers["content-type"] == "image/png"
+    assert served.headers["x-content-type-options"] == "nosniff"
+    assert served.headers["content-disposition"] == f'attachment; filename="{asset_id}.png"'
+    assert served.headers["content-security-policy"] == "default-src 'none'; sandbox"
+
+
+@pytest.mark.parametrize("content", [b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"<html>"])
+def test_what_is_no_picture_is_not_kept(
+    http: TestClient, mine: dict[str, str], content: bytes
+) -> None:
+    answer = http.post("/v1/assets", headers=mine, files={"file": ("x.png", content, "image/png")})
+    assert refused(answer, 422).code == "invalid_image"
+
+
+def test_every_answer_forbids_guessing_its_type(http: TestClient, mine: dict[str, str]) -> None:
+    tried = http.post("/v1/tryon", headers=mine, files=MASKED, data=NOOP)
+    assert tried.status_code == 200, tried.text
+    for answer in (tried, http.get("/v1/jobs"), http.get("/v1/models", headers=mine)):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+class TestStore:
+    """On both databases: what one of them refuses is a 4xx on both."""
+
+    pytestmark = pytest.mark.anyio
+
+    async def test_no_text_that_cannot_be_kept_is_our_mistake(self, database: Database) -> None:
+        async with database.reading() as session:
+            with pytest.raises(NotFound):
+                await get_delivery(session, "acme", "whd_\0")
+        if not database.is_sqlite:
+            with pytest.raises(InvalidRequest, match=r"U\+0000"):
+                async with database.transaction() as session:
+                    session.add(_tenant("a\0"))
+            with pytest.raises(InvalidRequest, match=r"U\+0000"):
+                async with database.transaction() as session:
+                    session.add(_tenant("acme", {"note": "\0"}))
+
+    async def test_nobody_is_asked_on_behalf_of_a_tenant_that_was_shut_out(
+        self, database: Database
+    ) -> None:
+        async with database.transaction() as session:
+            for tenant_id in ("acme", "other"):
+                await add_tenant(session, tenant_id)
+                await enqueue(
+                    session,
+                    tenant_id=tenant_id,
+                    event="webhook.test",
+                    subject_id="whd_x",
+                    url="https://victim.example/",
+                    payload={},
+                    now=START,
+                )
+        await self._disable(database, True)
+        assert [due.tenant_id for due in await self._claim(database)] == ["other"]
+        await self._disable(database, False)
+        assert [due.tenant_id for due in await self._claim(database)] == ["acme"]
+
+    async def _disable(self, database: Database, is_disabled: bool) -> None:
+        async with database.transaction() as session:
+            tenant = await session.get(Tenant, "acme")
+            assert tenant is not None
+            set_disabled(tenant, is_disabled, START)
+
+    async def _claim(self, database: Database) -> list[Any]:
+        async with database.transaction() as session:
+            return await claim_due(session, START, timedelta(seconds=60), limit=10)
+
+
+def _tenant(tenant_id: str, policy: dict[str, Any] | None = None) -> Tenant:
+    return Tenant(
+        id=tenant_id, name=tenant_id, policy=policy or {}, created_at=START, updated_at=START
+    )
+
+
+def test_the_tenant_asked_about_is_a_tenant_id(api: FastAPI, http: TestClient) -> None:
+    admin = bearer(add_key_to(api, "house", ("admin",)))
+    assert refused(http.get("/v1/usage?tenant=%00", headers=admin), 400).errors is not None
+    assert refused(http.get("/v1/usage?tenant=nobody", headers=admin), 404).code == "not_found"
