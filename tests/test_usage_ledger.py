@@ -247,3 +247,34 @@ async def test_a_dead_router_costs_the_tenant_nothing(ledger: UsageLedger, disk:
     async with disk._real.transaction() as session:
         assert await release_expired(session, late) == 1
     assert (await entry(disk)).state is LedgerState.RELEASED
+
+
+async def test_month_that_ends_between_the_charge_and_its_writing_loses_no_settlement(
+    disk: Disk,
+) -> None:
+    clock = FakeClock()
+    clock.advance(12 * 3600 - 1)  # one second before February
+    ledger = UsageLedger(disk, clock)
+    disk.is_open.clear()
+    before = ledger.reserve(wish("tr_0"), NO_LIMIT)  # what is being written at midnight
+    await disk.is_asked.wait()
+    async with account(ledger).charge(quote()) as charge:
+        clock.advance(2)
+        disk.is_open.set()
+        await before
+        await charge.settle(gpu_ms=700, images=1)
+    await ledger.flush()
+    assert (await entry(disk)).state is LedgerState.SETTLED
+
+
+async def test_router_that_takes_work_over_in_the_next_month_settles_it(disk: Disk) -> None:
+    clock = FakeClock()
+    clock.advance(12 * 3600 - 1)
+    died, other = UsageLedger(disk, clock), UsageLedger(disk, clock)
+    await died.reserve(wish("tr_1"), NO_LIMIT)
+    clock.advance(31)
+    async with account(other).charge(quote()) as charge:
+        await charge.settle(gpu_ms=700, images=1)
+    await other.flush()
+    taken_over = await entry(disk)
+    assert (taken_over.state, taken_over.day.month) == (LedgerState.SETTLED, 1)
