@@ -53,7 +53,9 @@ def _build(app: FastAPI) -> dict[str, Any]:
 def _add_idempotency(operation: dict[str, Any]) -> None:
     """Middleware reads it, so no route declares it."""
     operation.setdefault("parameters", []).append(IDEMPOTENCY_KEY)
-    operation["responses"] |= problems(409, common=False)
+    # Written as text, as FastAPI does: 409 beside "409" would be one key twice in the document.
+    declared = {str(status): told for status, told in problems(409, common=False).items()}
+    operation["responses"] = {**declared, **operation["responses"]}
 
 
 def _is_default_refusal(response: dict[str, Any]) -> bool:

@@ -5,8 +5,8 @@ from typing import Any
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 # A route behind a key can answer these whatever it does: a request that does not fit or is too
-# long, no key, a key that may not, a failure of ours, a database that is away.
-COMMON = (400, 401, 403, 413, 500, 503)
+# long, no key, a key that may not, too many requests, a failure of ours, a database that is away.
+COMMON = (400, 401, 403, 413, 429, 500, 503)
 
 
 def problems(*statuses: int, common: bool = True) -> dict[int | str, dict[str, Any]]:

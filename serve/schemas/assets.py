@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from serve.schemas.base import Wire
+from serve.schemas.base import Wire, shown
 
 Kind = Literal["input", "result"]
 Subject = Annotated[str, StringConstraints(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -56,6 +56,8 @@ class AssetDeletion(DeletedAsset):
 
 class ErasureRequest(Wire):
     """Whose pictures and jobs shall be gone."""
+
+    model_config = shown(subject="customer 4711")
 
     subject: Annotated[Subject, StringConstraints(min_length=1)] = Field(repr=False)
 

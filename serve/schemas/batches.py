@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from serve.messages import Expert
 from serve.policy import Priority
 from serve.schemas.assets import Subject
-from serve.schemas.base import Wire
+from serve.schemas.base import Wire, shown
 from serve.schemas.jobs import JobOutput, JobProblem, JobStatus
 from serve.schemas.receipt import Blend, Format, OutsideReport, Quality
 from serve.schemas.tryon import MaskConvention
@@ -66,6 +66,17 @@ class BatchOptions(Wire):
 
 class BatchRequest(Wire):
     """`POST /v1/batches`: every product on every person."""
+
+    model_config = shown(
+        expert="eye",
+        products=[
+            {"sku": "A-100", "image": "https://shop.example/skus/A-100.png"},
+            {"sku": "A-101", "image": "ast_01m8a0k3v5r9c2x7p4t6w8y0zb"},
+        ],
+        persons=[{"name": "anna", "image": "https://shop.example/people/anna.jpg"}],
+        options={"quality": "high", "num_images": 2},
+        webhook_url="https://shop.example/hooks/sm4ll",
+    )
 
     expert: Expert
     version: str | None = Field(default=None, max_length=80)

@@ -8,7 +8,7 @@ from pydantic import Field
 from serve.messages import Expert
 from serve.policy import Priority
 from serve.schemas.assets import Subject
-from serve.schemas.base import Wire
+from serve.schemas.base import Wire, shown
 from serve.schemas.receipt import Receipt
 from serve.schemas.tryon import TryOnOptions
 
@@ -31,6 +31,14 @@ class JobOptions(TryOnOptions):
 
 class JobJson(JobOptions):
     """`POST /v1/jobs` as JSON: a picture is a data URI, an https URL or an `ast_` id."""
+
+    model_config = shown(
+        expert="eye",
+        person="https://shop.example/people/anna.jpg",
+        product="ast_01m8a0k3v5r9c2x7p4t6w8y0zb",
+        webhook_url="https://shop.example/hooks/sm4ll",
+        subject="customer 4711",
+    )
 
     person: str = Field(repr=False)
     product: str = Field(repr=False)

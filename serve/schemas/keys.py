@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from serve.policy import DAY_S, Scope
-from serve.schemas.base import Wire
+from serve.schemas.base import Wire, shown
 from serve.schemas.tenants import Name
 
 KEY_ID = r"^key_[0-9a-hjkmnp-tv-z]{26}$"
@@ -44,6 +44,8 @@ class KeyMinted(KeyCard):
 class NewKey(Wire):
     """What a key may do and for how long."""
 
+    model_config = shown(name="storefront", scopes=["tryon", "jobs"], expires_in_s=7_776_000)
+
     name: Name
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=4)] = ("tryon", "jobs")
     expires_in_s: Annotated[float | None, Field(gt=0, le=MAX_LIFETIME_S)] = None
@@ -52,6 +54,8 @@ class NewKey(Wire):
 
 class KeyRotation(Wire):
     """How the old key leaves."""
+
+    model_config = shown(overlap_s=86_400)
 
     overlap_s: Annotated[float, Field(ge=0, le=90 * DAY_S)] = DAY_S
     """How much longer the old key works."""

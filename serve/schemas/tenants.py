@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from serve.policy import TenantPolicy
-from serve.schemas.base import Wire
+from serve.schemas.base import Wire, shown
 
 TENANT_ID = r"^[a-z0-9][a-z0-9_-]{0,39}$"
 
@@ -38,6 +38,12 @@ class TenantList(Wire):
 class NewTenant(Wire):
     """What a tenant begins as."""
 
+    model_config = shown(
+        id="acme",
+        name="Acme Eyewear",
+        policy={"experts": ["eye"], "requests_per_minute": 600, "monthly_images": 100_000},
+    )
+
     id: TenantId | None = None
     """Made when absent; never changes."""
     name: Name
@@ -46,6 +52,8 @@ class NewTenant(Wire):
 
 class TenantChange(Wire):
     """What is absent stays as it is."""
+
+    model_config = shown(policy={"requests_per_minute": 1200, "monthly_images": None})
 
     name: Name | None = None
     policy: TenantPolicy | None = None

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from serve.messages import Expert
-from serve.schemas.base import Wire
+from serve.schemas.base import Wire, shown
 from serve.schemas.receipt import Blend, Format, Quality, Receipt
 
 Output = Literal["image", "layers"]
@@ -40,6 +40,13 @@ class TryOnOptions(Wire):
 class TryOnJson(TryOnOptions):
     """`POST /v1/tryon` as JSON: a picture is a data URI (`data:image/png;base64,...`), an
     https URL or the id of an asset (`ast_...`)."""
+
+    model_config = shown(
+        expert="eye",
+        person="https://shop.example/people/anna.jpg",
+        product="ast_01m8a0k3v5r9c2x7p4t6w8y0zb",
+        seed=7,
+    )
 
     person: str = Field(repr=False)
     product: str = Field(repr=False)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from serve.schemas.base import Wire
+from serve.schemas.base import Wire, shown
 
 DeliveryStatus = Literal["pending", "delivered", "failed"]
 WEEK_S = 604_800.0
@@ -66,6 +66,8 @@ class SecretList(Wire):
 class RotationRequest(Wire):
     """How long the secrets until now go on signing beside the new one."""
 
+    model_config = shown(overlap_s=86_400)
+
     overlap_s: Annotated[float, Field(ge=0, le=WEEK_S, allow_inf_nan=False)] = 86_400.0
 
 
@@ -80,5 +82,6 @@ class TestMessage(Wire):
     """Where to send a message that says nothing."""
 
     __test__ = False  # no test case, for all its name
+    model_config = shown(url="https://shop.example/hooks/sm4ll")
 
     url: Annotated[str, Field(max_length=4096)]

@@ -56,7 +56,8 @@ async def tell_end(session: Session, batch: Batch) -> dict[str, Any]:
     return {
         "id": batch.id,
         "status": batch.state.value,
-        "cells": batch.num_cells,
+        "version": batch.version,
+        "num_cells": batch.num_cells,
         "counts": dict(await count_cells(session, batch.tenant_id, batch.id)),
         "finished_at": batch.finished_at.isoformat(),
         "links": {"self": f"/v1/batches/{batch.id}", "manifest": manifest_path(batch.id)},

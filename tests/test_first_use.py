@@ -1,0 +1,134 @@
+"""What somebody meets who reads the document, or uses the API, for the first time."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from pydantic import BaseModel
+from starlette.testclient import TestClient
+
+from serve.api.authentication import PUBLIC_PATHS
+from serve.schemas.assets import ErasureRequest
+from serve.schemas.batches import BatchRequest
+from serve.schemas.jobs import JobJson
+from serve.schemas.keys import KeyRotation, NewKey
+from serve.schemas.tenants import NewTenant, TenantChange
+from serve.schemas.tryon import TryOnJson
+from serve.schemas.webhooks import RotationRequest, TestMessage
+from tests.fakes import build_local_api
+
+BODIES: dict[str, type[BaseModel]] = {
+    "post /v1/tryon": TryOnJson,
+    "post /v1/jobs": JobJson,
+    "post /v1/batches": BatchRequest,
+    "post /v1/erasures": ErasureRequest,
+    "post /v1/webhooks/test": TestMessage,
+    "post /v1/webhooks/secrets/rotate": RotationRequest,
+    "post /v1/tenants": NewTenant,
+    "patch /v1/tenants/{tenant_id}": TenantChange,
+    "post /v1/tenants/{tenant_id}/keys": NewKey,
+    "post /v1/tenants/{tenant_id}/keys/{key_id}/rotate": KeyRotation,
+}
+
+
+@pytest.fixture(scope="module")
+def http(family: Path) -> Iterator[TestClient]:
+    api: FastAPI = build_local_api(family)
+    with TestClient(api, raise_server_exceptions=False) as client:
+        yield client
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield method, path, operation
+
+
+def test_the_document_says_nothing_twice(http: TestClient) -> None:
+    """`json` keeps the last of two equal keys; stricter readers refuse them."""
+
+    def refuse_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        assert len(set(names)) == len(names), names
+        return dict(pairs)
+
+    json.loads(http.get("/openapi.json").text, object_pairs_hook=refuse_doubles)
+
+
+def test_every_route_with_a_key_says_that_it_may_be_asked_too_often(http: TestClient) -> None:
+    document = http.get("/openapi.json").json()
+    silent = [
+        f"{method} {path}"
+        for method, path, operation in operations(document)
+        if path not in PUBLIC_PATHS and "429" not in operation["responses"]
+    ]
+    assert silent == []
+
+
+def test_every_json_body_has_an_example_that_would_be_taken(http: TestClient) -> None:
+    document = http.get("/openapi.json").json()
+    shown = {}
+    for method, path, operation in operations(document):
+        body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if body is not None:
+            shown[f"{method} {path}"] = _examples(document, body["schema"])
+    assert set(shown) == set(BODIES)
+    for name, examples in shown.items():
+        assert examples, name
+        for example in examples:
+            BODIES[name].model_validate(example)
+
+
+def _examples(document: dict[str, Any], schema: dict[str, Any]) -> list[Any]:
+    found = list(schema.get("examples", ()))
+    for each in (schema, *schema.get("anyOf", ())):
+        name = each.get("$ref", "").rpartition("/")[2]
+        found += document["components"]["schemas"].get(name, {}).get("examples", ())
+    return found
+
+
+def test_a_batch_is_told_in_the_words_in_which_it_is_polled(http: TestClient) -> None:
+    url = "https://shop.invalid/a.png"
+    made = http.post(
+        "/v1/batches",
+        json={
+            "expert": "top",
+            "version": "noop",
+            "products": [{"sku": "A1", "image": url}],
+            "persons": [{"name": "one", "image": url}],
+            "webhook_url": "https://shop.invalid/hook",
+        },
+    )
+    assert made.status_code == 201, made.text
+    polled = http.post(f"{made.headers['location']}/cancel").json()
+    (message,) = http.get("/v1/webhooks/deliveries").json()["items"]
+    detail = http.get(f"/v1/webhooks/deliveries/{message['id']}").json()
+    told = detail["payload"]["data"]
+    assert detail["payload"]["type"] == "batch.cancelled"
+    assert told.pop("links").items() <= polled["links"].items()
+    assert _in_seconds(told) == {name: _in_seconds(polled)[name] for name in told}
+
+
+def _in_seconds(card: dict[str, Any]) -> dict[str, Any]:
+    return {**card, "finished_at": card["finished_at"][:19]}
+
+
+@pytest.mark.parametrize(
+    ("path", "remedy"), [("/v1/job", "/openapi.json"), ("/v1/jobs/", "none of them ends")]
+)
+def test_a_wrong_path_is_told_where_the_right_ones_are(
+    http: TestClient, path: str, remedy: str
+) -> None:
+    answer = http.get(path)
+    assert answer.status_code == 404
+    assert remedy in answer.json()["remedy"]
+
+
+def test_a_wrong_method_is_told_which_ones_there_are(http: TestClient) -> None:
+    answer = http.put("/v1/jobs")
+    assert answer.status_code == 405
+    assert answer.headers["allow"]
+    assert "Allow" in answer.json()["remedy"]
