@@ -15,7 +15,8 @@ from httpx2 import Response
 from serve.policy import TenantPolicy
 from tests.fakes import build_local_api
 from tests.pictures import box_mask, encoded, photo
-from tests.tenants import add_key_to, bearer
+from tests.tenants import add_key_to, bearer, run
+from tests.test_jobs_api import forget_answer
 from tests.test_webhooks import Receivers
 from tests.test_webhooks_api import deliver
 
@@ -44,8 +45,9 @@ class Shop:
     def get(self, path: str, **parameters: str | int) -> Response:
         return self.http.get(path, params=parameters, headers=bearer(self.token))
 
-    def post(self, path: str, body: Any = None) -> Response:
-        return self.http.post(path, json=body, headers=bearer(self.token))
+    def post(self, path: str, body: Any = None, key: str | None = None) -> Response:
+        once = {} if key is None else {"Idempotency-Key": key}
+        return self.http.post(path, json=body, headers={**bearer(self.token), **once})
 
     def upload(self, data: bytes) -> str:
         headers = {**bearer(self.token), "Content-Type": "application/octet-stream"}
@@ -53,7 +55,7 @@ class Shop:
         assert answer.status_code in (200, 201), answer.text
         return str(answer.json()["id"])
 
-    def make(self, **changes: Any) -> Response:
+    def make(self, key: str | None = None, **changes: Any) -> Response:
         person = self.upload(encoded(photo()))
         product = self.upload(encoded(photo(64, 64, seed=1)))
         mask = self.upload(encoded(box_mask()))
@@ -64,7 +66,7 @@ class Shop:
             "persons": [{"name": f"person-{n}", "image": person, "mask": mask} for n in range(2)],
             **changes,
         }
-        return self.post("/v1/batches", body)
+        return self.post("/v1/batches", body, key)
 
     def wait_for(self, batch_id: str) -> dict[str, Any]:
         """The runner of this process works while we ask."""
@@ -298,3 +300,13 @@ def test_other_tenants_and_unknown_batches_are_the_same_404(
     stolen = other.make(products=[{"sku": "a", "image": theirs}])
     assert stolen.status_code == 404
     assert other.get("/v1/batches").json()["items"] == []
+
+
+def test_router_that_takes_a_request_over_finds_its_batch(api: FastAPI, shop: Shop) -> None:
+    """What the first router wrote before it died: the batch and its jobs, and no answer."""
+    first = shop.make("taken over", start=True)
+    run(forget_answer(api, "taken over", "acme"))
+    second = shop.make("taken over", start=True)
+    assert (first.status_code, second.status_code) == (201, 201), second.text
+    assert first.json()["id"] == second.json()["id"]
+    shop.wait_for(first.json()["id"])

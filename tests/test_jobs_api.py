@@ -390,11 +390,22 @@ def test_router_that_takes_a_request_over_finds_its_job(api: FastAPI, http: Test
     assert submit(http, headers=headers).id == first.id
 
 
-async def forget_answer(api: FastAPI, key: str) -> None:
+def test_router_that_takes_a_retry_over_finds_its_job(api: FastAPI, http: TestClient) -> None:
+    failed = submit(http, SLOW, deadline_s="1")
+    follow(http, failed.id)
+    headers = {"Idempotency-Key": "tried again"}
+    first = http.post(f"/v1/jobs/{failed.id}/retry", headers=headers)
+    run(forget_answer(api, "tried again"))
+    second = http.post(f"/v1/jobs/{failed.id}/retry", headers=headers)
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert first.json()["id"] == second.json()["id"]
+
+
+async def forget_answer(api: FastAPI, key: str, tenant_id: str = "local") -> None:
     database = Database(database_url(api.state.settings))
     try:
         async with database.transaction() as session:
-            row = await session.get_one(IdempotencyKey, ("local", key))
+            row = await session.get_one(IdempotencyKey, (tenant_id, key))
             row.response, row.locked_until = None, row.created_at
     finally:
         await database.close()

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from serve.api.batch_cards import describe_batch, describe_cell, describe_entry, describe_summary
 from serve.api.identity import require
-from serve.api.jobs import states_of
+from serve.api.jobs import repeatable_id, states_of
 from serve.api.paging import DEFAULT_LIMIT, After, Limit
 from serve.api.responses import problems
 from serve.catalog import Catalog
@@ -90,9 +90,9 @@ def _add_making(router: APIRouter, batches: Batches) -> None:
         response_model=BatchCard,
         responses={201: {"headers": LOCATION}, **problems(404, 422, 429)},
     )
-    async def make(caller: MayUseJobs, wanted: BatchRequest) -> Response:
+    async def make(request: Request, caller: MayUseJobs, wanted: BatchRequest) -> Response:
         """A draft with an estimate, unless `start` is true. One bad cell spoils no other."""
-        batch = await batches.make(caller, wanted)
+        batch = await batches.make(caller, wanted, repeatable_id(request, "bat"))
         card = await show(batches, caller, batch.id)
         return JSONResponse(card.model_dump(mode="json"), 201, {"Location": card.links.self})
 

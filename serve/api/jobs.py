@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import JSONResponse, Response
@@ -71,11 +71,12 @@ class JobDesk:
         # Before anything is fetched for nothing.
         self._submission.choose(caller, options)
         pictures = await self._gather(caller, form)
-        job_id = repeatable_id(request)
+        job_id = repeatable_id(request, "job")
         return await self.describe(await self._submission.submit(caller, options, pictures, job_id))
 
-    async def repeat(self, caller: Caller, job_id: str) -> JobCard:
-        return await self.describe(await self._submission.repeat(caller, job_id))
+    async def repeat(self, caller: Caller, job_id: str, request: Request) -> JobCard:
+        new_id = repeatable_id(request, "job")
+        return await self.describe(await self._submission.repeat(caller, job_id, new_id))
 
     async def _gather(self, caller: Caller, form: TryOnForm) -> Pictures:
         load = partial(self._assets.load, caller.tenant_id, is_live=True)
@@ -145,12 +146,12 @@ def open_job_desk(
     )
 
 
-def repeatable_id(request: Request) -> str | None:
-    """With an Idempotency-Key the job's id follows from it: a router that takes the request over
-    from one that died finds the job that is there."""
+def repeatable_id(request: Request, prefix: Literal["job", "bat"]) -> str | None:
+    """With an Idempotency-Key the id of what is made follows from it: a router that takes the
+    request over from one that died finds what is there."""
     state = request.scope["state"]
     work_item, first_at = state.get("work_item"), state.get("first_at")
-    return None if first_at is None else derive_id("job", first_at, work_item)
+    return None if first_at is None else derive_id(prefix, first_at, work_item)
 
 
 def states_of(status: JobStatus | None) -> Sequence[JobState]:
@@ -218,9 +219,9 @@ def build_jobs_router(desk: JobDesk) -> APIRouter:
         response_model=JobCard,
         responses={202: {"headers": LOCATION}, **problems(404, 409, 422, 429)},
     )
-    async def retry(caller: MayUseJobs, job_id: str) -> Response:
+    async def retry(request: Request, caller: MayUseJobs, job_id: str) -> Response:
         """As a new job on the same version; the failed one stays as it is."""
-        card = await desk.repeat(caller, job_id)
+        card = await desk.repeat(caller, job_id, request)
         headers = {"Location": card.links.self}
         return JSONResponse(card.model_dump(mode="json"), 202, headers)
 

@@ -74,8 +74,13 @@ class Batches:
         self._num_replicas = dict(num_replicas)
         self._now = now
 
-    async def make(self, caller: Caller, request: BatchRequest) -> Batch:
+    async def make(
+        self, caller: Caller, request: BatchRequest, batch_id: str | None = None
+    ) -> Batch:
         """A draft, or a started batch where the request says so.
+
+        Args:
+            batch_id: of a request that may be a repeat: a batch that has it already is the answer.
 
         Raises:
             RequestError: what would fail in every cell fails now; an asset is not the tenant's.
@@ -96,7 +101,7 @@ class Batches:
         num_cells = len(request.products) * len(request.persons)
         batch = Batch(
             tenant_id=caller.tenant_id,
-            id=new_id("bat"),
+            id=batch_id or new_id("bat"),
             key_id=caller.key_id,
             state=BatchState.DRAFT,
             priority=JobClass[caller.priority(request.priority).upper()],
@@ -109,6 +114,9 @@ class Batches:
         )
         async with self.database.transaction() as session:
             await lock_batches(session, caller.tenant_id)
+            made = await session.get(Batch, (batch.tenant_id, batch.id))
+            if made is not None:
+                return made
             await self._find_assets(session, batch, is_held=request.start)
             session.add(batch)
             await session.flush()

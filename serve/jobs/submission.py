@@ -113,8 +113,11 @@ class Submission:
                 continue
         return await self._accept(caller, options, bundle, pictures, facts, job_id)
 
-    async def repeat(self, caller: Caller, job_id: str) -> Job:
+    async def repeat(self, caller: Caller, job_id: str, repeated_id: str | None = None) -> Job:
         """A new job that does what one that failed was to do.
+
+        Args:
+            repeated_id: of the new one, as in `submit`.
 
         Raises:
             NotFound: the tenant has no such job, or its pictures have gone.
@@ -133,7 +136,7 @@ class Submission:
         options = TryOnOptions.model_validate({**request["options"], "version": failed.version})
         now = self._now()
         job = NewJob(
-            id=new_id("job"),
+            id=repeated_id or new_id("job"),
             version=self.choose(caller, options).version,
             priority=max(failed.priority, JobClass[caller.priority().upper()]),
             request=request,
@@ -190,20 +193,27 @@ class Submission:
         references: Sequence[Mapping[str, str]],
         now: datetime,
     ) -> Job:
-        async with self._database.transaction() as session:
-            if await session.get(Job, (caller.tenant_id, job.id)) is None:
-                await hold_assets(session, caller.tenant_id, references)
-                await insert_jobs(
-                    session,
-                    caller.tenant_id,
-                    caller.key_id,
-                    [job],
-                    budget=budget_of(caller.policy),
-                    max_queued=caller.policy.max_queued_jobs,
-                    now=now,
-                )
+        key = caller.tenant_id, job.id
+        try:
+            async with self._database.transaction() as session:
+                if await session.get(Job, key) is None:
+                    await hold_assets(session, caller.tenant_id, references)
+                    await insert_jobs(
+                        session,
+                        caller.tenant_id,
+                        caller.key_id,
+                        [job],
+                        budget=budget_of(caller.policy),
+                        max_queued=caller.policy.max_queued_jobs,
+                        now=now,
+                    )
+        except Conflict:
+            # A router that was taken for dead has written the same job just now.
+            async with self._database.reading() as session:
+                if await session.get(Job, key) is None:
+                    raise
         async with self._database.reading() as session:
-            return await get_job(session, caller.tenant_id, job.id)
+            return await get_job(session, *key)
 
     async def _keep(
         self,
