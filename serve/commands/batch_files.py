@@ -53,7 +53,7 @@ def download(
     For example: sm4ll batches download bat_0123456789abcdefghjkmnpqrs --out pictures/
     """
     with connect(url) as client:
-        made = client.batches.manifest(batch)
+        made = patiently(lambda: client.batches.manifest(batch))
         folder.mkdir(parents=True, exist_ok=True)
         files = _fetch(client, made, folder)
     page = write_sheet(folder, made, files)

@@ -83,7 +83,8 @@ def create(
     _build_request(fields, matrix, dict.fromkeys(sources, UNKNOWN_ASSET))
     with connect(url) as client:
         references = upload(client, sources)
-        card = client.batches.create(_build_request(fields, matrix, references))
+        request = _build_request(fields, matrix, references)
+        card = patiently(lambda: client.batches.create(request))
     out.print(card.id, markup=False, highlight=False)
     err.print(tell_estimate(card), markup=False, highlight=False)
 
