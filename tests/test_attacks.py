@@ -1,6 +1,7 @@
 """What somebody tries who has a valid key of one tenant, and wants more than that is for."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -12,18 +13,22 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from serve.api.job_events import Follower
 from serve.api.middleware import MAX_TEXT_BODY_BYTES
 from serve.errors import InvalidRequest, NotFound
+from serve.policy import TenantPolicy
 from serve.schemas.problems import Problem
 from serve.store.engine import Database
+from serve.store.keys import get_key, revoke
 from serve.store.tables import Tenant
 from serve.store.tenants import set_disabled
 from serve.store.webhooks import claim_due, enqueue, get_delivery
+from serve.tenancy.caller import Caller
 from serve.tenancy.memory import remembered_as
 from tests.fakes import build_local_api
 from tests.pictures import box_mask, encoded, photo
-from tests.stores import START, add_tenant
-from tests.tenants import add_key_to, bearer
+from tests.stores import START, add_job, add_tenant
+from tests.tenants import add_key, add_key_to, bearer, key_id_of
 
 PICTURES = {"person": encoded(photo()), "product": encoded(photo(64, 64, seed=1))}
 MASKED = {**PICTURES, "mask": encoded(box_mask())}
@@ -253,6 +258,23 @@ class TestStore:
         assert [due.tenant_id for due in await self._claim(database)] == ["other"]
         await self._disable(database, False)
         assert [due.tenant_id for due in await self._claim(database)] == ["acme"]
+
+    async def test_a_stream_ends_with_the_key_it_was_opened_with(self, database: Database) -> None:
+        token = await add_key(database)
+        async with database.transaction() as session:
+            job_id = await add_job(session)
+        caller = Caller("acme", key_id_of(token), frozenset({"jobs"}), TenantPolicy())
+        ticks = itertools.count()
+        follower = Follower(
+            database, caller, job_id, 0, poll_s=0, max_stream_s=1000, now_s=lambda: next(ticks)
+        )
+        stream = follower.stream()
+        for _ in range(5):
+            await anext(stream)  # it opens, and goes on while the key works
+        async with database.transaction() as session:
+            revoke(await get_key(session, "acme", key_id_of(token)), START)
+        # Whoever revoked it waits for no more than a few looks.
+        assert len([piece async for piece in stream]) <= 1
 
     async def _disable(self, database: Database, is_disabled: bool) -> None:
         async with database.transaction() as session:

@@ -19,6 +19,7 @@ from serve.schemas.tenants import NewTenant, TenantChange
 from serve.schemas.tryon import TryOnJson
 from serve.schemas.webhooks import RotationRequest, TestMessage
 from tests.fakes import build_local_api
+from tests.pictures import box_mask, encoded, photo
 
 BODIES: dict[str, type[BaseModel]] = {
     "post /v1/tryon": TryOnJson,
@@ -132,3 +133,20 @@ def test_a_wrong_method_is_told_which_ones_there_are(http: TestClient) -> None:
     assert answer.status_code == 405
     assert answer.headers["allow"]
     assert "Allow" in answer.json()["remedy"]
+
+
+def test_events_and_polls_say_where_the_pictures_are(http: TestClient) -> None:
+    files = {
+        "person": encoded(photo()),
+        "product": encoded(photo(64, 64, seed=1)),
+        "mask": encoded(box_mask()),
+    }
+    made = http.post("/v1/jobs", data={"expert": "top", "version": "noop"}, files=files)
+    path = made.headers["location"]
+    last = http.get(f"{path}/events").text.rstrip().rpartition("data: ")[2]
+    outputs = json.loads(last)["outputs"]
+    assert outputs == http.get(path).json()["outputs"]
+    assert http.get(outputs[0]["url"]).status_code == 200
+    for refused in (http.delete(path), http.get("/v1/jobs/job_x"), http.get("/v1/batches/bat_x")):
+        assert refused.status_code in (404, 409)
+        assert refused.json()["remedy"]

@@ -15,11 +15,14 @@ from starlette.responses import Response, StreamingResponse
 from serve.api.identity import require
 from serve.api.responses import problems
 from serve.errors import InvalidRequest, StoreUnavailable
+from serve.store.columns import utc_now
 from serve.store.endings import FINISHED
 from serve.store.engine import Database
 from serve.store.events import read_events
+from serve.store.job_cards import describe_output
 from serve.store.job_states import ENDED
 from serve.store.jobs import get_job
+from serve.store.keys import is_usable
 from serve.store.tables import JobEvent
 from serve.tenancy.caller import Caller
 
@@ -28,6 +31,8 @@ POLL_S = 0.25
 HEARTBEAT_S = 10.0
 # Serve stops every request after 120 s (serve/local.py); a client takes the stream up again.
 MAX_STREAM_S = 100.0
+# Of the five seconds after which a key that was revoked is told nothing more.
+CHECK_KEY_S = 3.0
 RETRY_MS = 1000
 MAX_EVENT_ID = 2**31 - 1
 MAX_DIGITS = len(str(MAX_EVENT_ID))
@@ -69,7 +74,7 @@ def build_job_events_router(
             job = await get_job(session, caller.tenant_id, job_id)
         if job.state in ENDED and after >= job.num_events:
             return Response(None, 204)
-        follower = _Follower(database, caller.tenant_id, job_id, after, poll_s, max_stream_s)
+        follower = Follower(database, caller, job_id, after, poll_s, max_stream_s)
         return StreamingResponse(follower.stream(), 200, HEADERS, MEDIA_TYPE)
 
     return router
@@ -87,13 +92,13 @@ def _read_number(text: str | None) -> int:
     return int(text)
 
 
-class _Follower:
-    """One open stream."""
+class Follower:
+    """One open stream; it ends with its job, its time, or its key."""
 
     def __init__(
         self,
         database: Database,
-        tenant_id: str,
+        caller: Caller,
         job_id: str,
         after: int,
         poll_s: float,
@@ -101,7 +106,7 @@ class _Follower:
         now_s: Callable[[], float] | None = None,
     ):
         self._database = database
-        self._tenant_id = tenant_id
+        self._caller = caller
         self._job_id = job_id
         self._after = after
         self._poll_s = poll_s
@@ -111,8 +116,13 @@ class _Follower:
     async def stream(self) -> AsyncIterator[str]:
         ends_at_s = self._now_s() + self._max_stream_s
         beat_at_s = self._now_s() + HEARTBEAT_S
+        check_at_s = self._now_s() + CHECK_KEY_S
         yield f"retry: {RETRY_MS}\n\n"
         while self._now_s() < ends_at_s:
+            if self._now_s() >= check_at_s:
+                check_at_s = self._now_s() + CHECK_KEY_S
+                if not await self._is_let_in():
+                    return
             for event in await self._read():
                 self._after = event.sequence
                 beat_at_s = self._now_s() + HEARTBEAT_S
@@ -127,11 +137,22 @@ class _Follower:
     async def _read(self) -> list[JobEvent]:
         try:
             async with self._database.reading() as session:
-                return list(await read_events(session, self._tenant_id, self._job_id, self._after))
+                tenant_id = self._caller.tenant_id
+                return list(await read_events(session, tenant_id, self._job_id, self._after))
         except StoreUnavailable:
             return []  # the next look may find it; the client could do nothing better
 
+    async def _is_let_in(self) -> bool:
+        try:
+            async with self._database.reading() as session:
+                return await is_usable(session, self._caller.key_id, utc_now())
+        except StoreUnavailable:
+            return True  # there is nothing to tell either
+
 
 def write_event(event: JobEvent) -> str:
-    data = json.dumps({**event.data, "at": event.at.isoformat()}, separators=(",", ":"))
+    told = {**event.data, "at": event.at.isoformat()}
+    if "outputs" in told:  # as a poll and a webhook have them: with where the bytes are
+        told["outputs"] = [describe_output(one).model_dump() for one in told["outputs"]]
+    data = json.dumps(told, separators=(",", ":"))
     return f"id: {event.sequence}\nevent: {event.kind}\ndata: {data}\n\n"

@@ -97,7 +97,10 @@ async def get_asset(
 
 def unknown_asset(asset_id: str) -> NotFound:
     """The same words whether it is another tenant's, has gone or never was."""
-    return NotFound(f"There is no asset {asset_id[:40]}.")
+    return NotFound(
+        f"There is no asset {asset_id[:40]}.",
+        remedy="GET /v1/assets lists yours; POST /v1/assets uploads a picture and says its id",
+    )
 
 
 async def list_assets(

@@ -21,6 +21,11 @@ from serve.store.tables import Asset, Job, JobEvent, JobState, Tenant
 
 UNDER_WAY = (BatchState.RUNNING, BatchState.PAUSED)
 FINISHED_EVENT = "finished"
+REMEDIES = {
+    BatchState.DRAFT: "start it first: POST /v1/batches/{id}/start",
+    BatchState.FINISHED: "its manifest says what became of every cell",
+    BatchState.CANCELLED: "make another batch; what was done is in the manifest of this one",
+}
 
 
 async def lock_batches(session: Session, tenant_id: str) -> None:
@@ -38,7 +43,7 @@ async def get_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:
     is_id = ID.fullmatch(batch_id) is not None
     batch = await session.scalar(found, execution_options=UNSEEN) if is_id else None
     if batch is None:
-        raise NotFound("There is no such batch.")
+        raise NotFound("There is no such batch.", remedy="GET /v1/batches lists yours")
     return batch
 
 
@@ -77,7 +82,10 @@ async def set_state(
         .returning(Batch.id)
     )
     if await session.scalar(changed, execution_options=UNSEEN) is None:
-        raise Conflict(f"The batch is {batch.state.value} and cannot be {state.value} any more.")
+        raise Conflict(
+            f"The batch is {batch.state.value} and cannot be {state.value}.",
+            remedy=REMEDIES.get(batch.state, "GET the batch says how it stands"),
+        )
 
 
 async def hold_waiting(session: Session, tenant_id: str, batch_id: str) -> None:
@@ -105,8 +113,12 @@ async def hold_if_paused(session: Session, job: Job, runnable_at: datetime) -> d
 async def cancel_cells(session: Session, batch: Batch, now: datetime) -> int:
     """Waiting cells end now, and are counted by the caller; those that run are asked to.
 
-    The batch's row comes after its jobs, here and where a cell ends.
+    The batch's row comes after its jobs, here and where a cell ends. The jobs are locked first, in
+    one order and whatever their state: none slips through by being queued again or claimed.
     """
+    unfinished = Job.state.in_((JobState.QUEUED, JobState.RUNNING))
+    locked = select(Job.id).where(_cells(batch.tenant_id, batch.id), unfinished)
+    await session.execute(locked.order_by(Job.id).with_for_update())
     ended = await _cancel_waiting(session, batch, now)
     await session.execute(
         update(Job)
@@ -118,8 +130,6 @@ async def cancel_cells(session: Session, batch: Batch, now: datetime) -> int:
         .values(cancel_requested_at=now)
         .execution_options(**UNSEEN)
     )
-    # What ran at first and was queued again before it could be asked.
-    ended += await _cancel_waiting(session, batch, now)
     if ended:
         await session.execute(insert(JobEvent), [_end_event(row, now) for row in ended])
         job_ids = [row.id for row in ended]

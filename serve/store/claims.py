@@ -18,6 +18,7 @@ from serve.store.endings import NO_USAGE, Usage, end_job, end_lease
 from serve.store.engine import Session
 from serve.store.events import append_event
 from serve.store.ids import ID
+from serve.store.job_states import tell_state
 from serve.store.jobs import unknown_job
 from serve.store.leases import Claim, Heartbeat, LeasePolicy
 from serve.store.picking import is_in, pick_runnable
@@ -110,8 +111,9 @@ class Claims:
             .with_for_update(skip_locked=True)
         )
         jobs = list(await session.scalars(lapsed, execution_options=UNSEEN))
-        # All rows are locked; the ledgers follow in the order in which everybody takes them.
-        for job in sorted(jobs, key=lambda job: job.tenant_id):
+        # All rows are locked; ledgers and batches follow in the order in which everybody takes
+        # them. What is queued again takes its batch and no ledger: after what ends.
+        for job in sorted(jobs, key=lambda job: (job.tenant_id, not self._ends(job), job.batch_id or "")):
             await self._try_again(session, job, LOST, now)
         await session.flush()
         return len(jobs)
@@ -149,6 +151,9 @@ class Claims:
             return {}
         now = self._now()
         expires_at = self._lease_end(now)
+        # Locked in one order, as by whoever cancels a batch: neither waits for the other in a circle.
+        ordered = select(Job.id).where(_are_ours(claims)).order_by(Job.tenant_id, Job.id)
+        await session.execute(ordered.with_for_update())
         kept = (
             update(Job)
             .where(_are_ours(claims))
@@ -242,7 +247,10 @@ class Claims:
         elif job.state is JobState.RUNNING:
             job.cancel_requested_at = job.cancel_requested_at or self._now()
         elif job.state is not JobState.CANCELLED:
-            raise Conflict(f"{job_id} has {job.state.value} already.")
+            raise Conflict(
+                f"{job_id} has ended already: it is {tell_state(job.state)}.",
+                remedy="GET the job says how it ended",
+            )
         await session.flush()
         return job.state
 
@@ -267,11 +275,15 @@ class Claims:
         self, session: Session, job: Job, error: dict[str, Any], now: datetime
     ) -> None:
         job.error = error
-        if job.attempts >= self._policy.max_attempts and job.cancel_requested_at is None:
+        if self._ends(job) and job.cancel_requested_at is None:
             await end_job(session, job, JobState.PARKED, now)
             return
         runnable_at = now + self._policy.backoff_after(job.attempts)
         await self._queue_again(session, job, now, runnable_at, _why(error))
+
+    def _ends(self, job: Job) -> bool:
+        """With this attempt, if it failed."""
+        return job.cancel_requested_at is not None or job.attempts >= self._policy.max_attempts
 
     async def _queue_again(
         self,

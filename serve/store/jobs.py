@@ -151,7 +151,7 @@ async def get_job(session: Session, tenant_id: str, job_id: str) -> Job:
 
 def unknown_job(job_id: str) -> NotFound:
     """The same words whether it is another tenant's or never was."""
-    return NotFound(f"There is no job {job_id[:40]}.")
+    return NotFound(f"There is no job {job_id[:40]}.", remedy="GET /v1/jobs lists yours")
 
 
 async def list_jobs(

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import or_, select, tuple_, update
+from sqlalchemy import ColumnElement, or_, select, tuple_, update
 
 from serve.errors import NotFound
 from serve.policy import Scope
@@ -78,6 +78,21 @@ async def list_keys(
     return (await session.execute(query)).scalars().all()
 
 
+async def is_usable(session: Session, key_id: str, now: datetime) -> bool:
+    """Whether a key works now: for what goes on long after its request was let in."""
+    query = (
+        select(ApiKey.id)
+        .join(Tenant, Tenant.id == ApiKey.tenant_id)
+        .where(ApiKey.id == key_id, *_works(now))
+    )
+    return await session.scalar(query) is not None
+
+
+def _works(now: datetime) -> tuple[ColumnElement[bool], ...]:
+    is_current = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
+    return Tenant.disabled_at.is_(None), ApiKey.revoked_at.is_(None), is_current
+
+
 def revoke(key: ApiKey, now: datetime) -> None:
     """A key that is revoked twice keeps the time of the first."""
     if key.revoked_at is None:
@@ -92,15 +107,7 @@ def expire(key: ApiKey, at: datetime) -> None:
 
 async def list_usable_with(session: Session, scope: Scope, now: datetime) -> Sequence[ApiKey]:
     """Every key that works now and has the scope, of tenants that are not disabled."""
-    query = (
-        select(ApiKey)
-        .join(Tenant, Tenant.id == ApiKey.tenant_id)
-        .where(
-            Tenant.disabled_at.is_(None),
-            ApiKey.revoked_at.is_(None),
-            or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now),
-        )
-    )
+    query = select(ApiKey).join(Tenant, Tenant.id == ApiKey.tenant_id).where(*_works(now))
     keys = (await session.execute(query)).scalars()
     return [key for key in keys if scope in key.scopes]
 

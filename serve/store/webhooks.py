@@ -190,7 +190,9 @@ async def get_delivery(
         found = found.with_for_update()
     delivery = await session.scalar(found, execution_options=UNSEEN) if is_id else None
     if delivery is None:
-        raise NotFound("There is no such delivery.")
+        raise NotFound(
+            "There is no such delivery.", remedy="GET /v1/webhooks/deliveries lists yours"
+        )
     return delivery
 
 
