@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from serve.store.address import is_sqlite, parse_address
 from serve.store.failures import map_connect_errors, map_database_errors
 from serve.store.sqlite_file import create_directory
+from serve.store.turnstile import Turnstile
 
 Session = AsyncSession
 """What a transaction is worked in; other packages pass it on and know nothing more of it."""
@@ -52,9 +53,9 @@ class Database:
         self._options = options or PoolOptions()
         self._url = parse_address(url)
         self._engine = _create_engine(self._url, self._options)
-        # SQLite has one writer; waiting here is in order of arrival, its own waiting is not: with
-        # 32 writers the p99 of a small write is 110 ms instead of 650 ms.
-        self._turn = asyncio.Lock() if self.is_sqlite else None
+        # SQLite has one writer, and its own waiting is in no order: with 32 writers the p99 of a
+        # small write is 110 ms instead of 650 ms.
+        self._turnstile = Turnstile(self.file, self._options.wait_s) if self.is_sqlite else None
         self._writer = _ThreadWriter(self._url, self._options) if self.is_sqlite else None
 
     @property
@@ -121,6 +122,8 @@ class Database:
     async def close(self) -> None:
         if self._writer is not None:
             await self._writer.close()
+        if self._turnstile is not None:
+            self._turnstile.close()
         await self._engine.dispose()
 
     @property
@@ -137,17 +140,7 @@ class Database:
                 await session.commit()
 
     def _writers_turn(self) -> AbstractAsyncContextManager[None]:
-        return nullcontext() if self._turn is None else self._wait_for(self._turn)
-
-    @asynccontextmanager
-    async def _wait_for(self, turn: asyncio.Lock) -> AsyncIterator[None]:
-        with map_connect_errors():
-            async with asyncio.timeout(self._options.wait_s):
-                await turn.acquire()
-        try:
-            yield
-        finally:
-            turn.release()
+        return nullcontext() if self._turnstile is None else self._turnstile.turn()
 
 
 class _ThreadWriter:
