@@ -3,9 +3,11 @@
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ray import serve as rayserve
 from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 
 from serve.permits import Fleet
@@ -29,14 +31,22 @@ class FleetWatch:
         context = rayserve.get_replica_context()
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                status = await asyncio.to_thread(rayserve.status)
+                details = await asyncio.to_thread(_read_details)
         except (RayError, RayServeException, TimeoutError):
             return None
-        app = status.applications.get(context.app_name)
+        app = details.get("applications", {}).get(context.app_name)
         if app is None:
             return None
-        running = {
-            name: deployment.replica_states.get("RUNNING", 0)
-            for name, deployment in app.deployments.items()
-        }
+        running = {name: _count_running(told) for name, told in app["deployments"].items()}
         return Fleet(running.get(context.deployment, 1), running)
+
+
+def _read_details() -> dict[str, Any]:
+    """What `rayserve.status` reads, as it comes: making its objects pickles every deployment's
+    request router anew, 0.4 s in which the replica's requests get half of the interpreter."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return {} if client is None else client.get_serve_details()
+
+
+def _count_running(deployment: dict[str, Any]) -> int:
+    return sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
