@@ -16,6 +16,9 @@ BEARER = HTTPBearer(
     bearerFormat="sk_<id>_<secret>",
     description="An API key of a tenant. `sm4ll tenants keys create` makes one.",
 )
+SECURITY: list[dict[str, list[str]]] = [{BEARER.scheme_name: []}]
+"""For the `openapi_extra` of a route that asks for its caller without a dependency: finding out
+about those takes a tenth of a millisecond."""
 
 
 def caller_of(request: Request) -> Caller:

@@ -4,15 +4,15 @@ import base64
 import hashlib
 import secrets
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from serve.admission.ticket import Share
 from serve.api.forms import read_tryon
 from serve.api.idempotency import note_reference
-from serve.api.identity import require
+from serve.api.identity import SECURITY, caller_of
 from serve.api.pictures import FetchPicture, fetch_pictures
 from serve.api.problems import request_id_of
 from serve.api.responses import problems
@@ -45,13 +45,13 @@ def build_tryon_router(
         summary="Try a product on a person",
         response_class=Response,
         responses=_responses(),
-        openapi_extra={"requestBody": _request_body()},
+        openapi_extra={"requestBody": _request_body(), "security": SECURITY},
     )
-    async def tryon(
-        request: Request, caller: Annotated[Caller, Depends(require("tryon"))]
-    ) -> Response:
+    async def tryon(request: Request) -> Response:
         """Answers the picture, or JSON with picture and receipt for `Accept: application/json`."""
         watch = Stopwatch()
+        caller = caller_of(request)
+        caller.require("tryon")
         policy = caller.policy
         expires_s = timeout_s + EXPIRY_MARGIN_S
         async with services.limits.hold(caller.tenant_id, policy.concurrency, expires_s):
