@@ -44,6 +44,7 @@ class Book:
         self._entries: dict[ItemKey, Entry] = {}
         self._stored: set[ItemKey] = set()
         self._changed: dict[ItemKey, Entry] = {}
+        self._reserved: set[ItemKey] = set()
 
     def open(self, reservations: Sequence[Reservation], closings: Sequence[Closing]) -> None:
         """Lock the counters, then read the entries as they are now."""
@@ -91,6 +92,7 @@ class Book:
         counter.reserved_gpu_ms += entry.reserved_gpu_ms
         counter.reserved_images += entry.reserved_images
         self._entries[reservation.key] = self._changed[reservation.key] = entry
+        self._reserved.add(reservation.key)
 
     def is_free(self, reservation: Reservation) -> bool:
         entry = self._entries.get(reservation.key)
@@ -131,15 +133,19 @@ class Book:
         return {tenant_id: self._counters[tenant_id, period] for tenant_id in tenant_ids}
 
     def write(self) -> None:
-        """Everything that changed, in three statements at most."""
+        """Everything that changed, in four statements at most."""
         if not self._changed:
             return
         added = [entry for key, entry in self._changed.items() if key not in self._stored]
-        changed = [entry for key, entry in self._changed.items() if key in self._stored]
+        stored = [(key, entry) for key, entry in self._changed.items() if key in self._stored]
+        anew = [entry for key, entry in stored if key in self._reserved]
+        closed = [entry for key, entry in stored if key not in self._reserved]
         if added:
             self._rows.add(added)
-        if changed:
-            self._rows.change(changed)
+        if anew:
+            self._rows.change(anew)
+        if closed:
+            self._rows.close(closed)
         touched = sorted({self._key_of(entry) for entry in self._changed.values()})
         self._rows.change_counters([self._counters[key] for key in touched])
 

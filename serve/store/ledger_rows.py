@@ -1,4 +1,4 @@
-"""The ledger's rows through SQLAlchemy, on either database: five statements, built once."""
+"""The ledger's rows through SQLAlchemy, on either database: six statements, built once."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields
@@ -11,6 +11,7 @@ from sqlalchemy import (
     Insert,
     Select,
     String,
+    Update,
     bindparam,
     func,
     insert,
@@ -40,6 +41,9 @@ class Rows(Protocol):
 
     def add(self, entries: Sequence[Entry], /) -> None: ...
     def change(self, entries: Sequence[Entry], /) -> None: ...
+    def close(self, entries: Sequence[Entry], /) -> None:
+        """Of entries that are otherwise as they were: how they ended, and no index but one."""
+
     def change_counters(self, counters: Sequence[Counter], /) -> None: ...
 
 
@@ -67,6 +71,10 @@ class SqlRows:
 
     def change(self, entries: Sequence[Entry]) -> None:
         self._connection.execute(CHANGE_ENTRY, [_bound(each, ENTRY_NAMES) for each in entries])
+
+    def close(self, entries: Sequence[Entry]) -> None:
+        rows = [_bound(each, (*ENTRY_NAMES[:2], *CLOSING_NAMES)) for each in entries]
+        self._connection.execute(CLOSE_ENTRY, rows)
 
     def change_counters(self, counters: Sequence[Counter]) -> None:
         rows = [_bound(each, COUNTER_NAMES) for each in counters]
@@ -128,7 +136,16 @@ def _lock_statement(insert_counter: Any) -> Insert:
     return statement
 
 
+def _change_statement(names: Sequence[str]) -> Update:
+    statement: Update = update(LedgerEntry.__table__)  # type: ignore[arg-type]
+    return statement.where(
+        LedgerEntry.tenant_id == bindparam("new_tenant_id"),
+        LedgerEntry.work_item == bindparam("new_work_item"),
+    ).values({name: bindparam(f"new_{name}") for name in names})
+
+
 ENTRY_NAMES = tuple(each.name for each in fields(Entry))
+CLOSING_NAMES = ("state", "settled_gpu_ms", "settled_images", "upstream_microusd", "closed_at")
 COUNTER_NAMES = tuple(each.name for each in fields(Counter))
 ZERO = dict.fromkeys(COUNTER_NAMES[2:], 0)
 # Built once: SQLAlchemy finds a compiled statement by its construct.
@@ -139,14 +156,8 @@ LOCK_ON = {
 DAYS = _Read(("tenant_id", "work_item", "day"), is_locking=False)
 # Locked as well: a router whose clock is in another month holds another counter.
 ROWS = _Read(ENTRY_NAMES, is_locking=True)
-CHANGE_ENTRY = (
-    update(LedgerEntry.__table__)  # type: ignore[arg-type]
-    .where(
-        LedgerEntry.tenant_id == bindparam("new_tenant_id"),
-        LedgerEntry.work_item == bindparam("new_work_item"),
-    )
-    .values({name: bindparam(f"new_{name}") for name in ENTRY_NAMES[2:]})
-)
+CHANGE_ENTRY = _change_statement(ENTRY_NAMES[2:])
+CLOSE_ENTRY = _change_statement(CLOSING_NAMES)
 CHANGE_COUNTER = (
     update(UsageCounter.__table__)  # type: ignore[arg-type]
     .where(

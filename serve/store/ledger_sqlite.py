@@ -13,12 +13,14 @@ from typing import Any
 
 from serve.errors import Conflict
 from serve.store.ledger_records import Counter, CounterKey, Entry, ItemKey
-from serve.store.ledger_rows import COUNTER_NAMES, ENTRY_NAMES
+from serve.store.ledger_rows import CLOSING_NAMES, COUNTER_NAMES, ENTRY_NAMES
 from serve.store.tables import LedgerState
 
-LOCK = (
+COUNTER = (
+    f"SELECT {', '.join(COUNTER_NAMES)} FROM usage_counters WHERE tenant_id = ? AND period = ?"
+)
+ADD_COUNTER = (
     f"INSERT INTO usage_counters ({', '.join(COUNTER_NAMES)}) VALUES (?, ?, 0, 0, 0, 0) "
-    "ON CONFLICT (tenant_id, period) DO UPDATE SET reserved_gpu_ms = reserved_gpu_ms "
     f"RETURNING {', '.join(COUNTER_NAMES)}"
 )
 DAY = "SELECT day FROM usage_ledger WHERE tenant_id = ? AND work_item = ?"
@@ -29,6 +31,10 @@ ADD = (
 )
 CHANGE = (
     f"UPDATE usage_ledger SET {', '.join(f'{name} = ?' for name in ENTRY_NAMES[2:])} "
+    "WHERE tenant_id = ? AND work_item = ?"
+)
+CLOSE = (
+    f"UPDATE usage_ledger SET {', '.join(f'{name} = ?' for name in CLOSING_NAMES)} "
     "WHERE tenant_id = ? AND work_item = ?"
 )
 CHANGE_COUNTER = (
@@ -44,8 +50,13 @@ class SqliteRows:
         self._connection = connection
 
     def lock(self, keys: Sequence[CounterKey]) -> list[Counter]:
+        """The transaction has the whole file already."""
         with map_integrity_errors():
-            return [Counter(*self._connection.execute(LOCK, key).fetchone()) for key in keys]
+            return [self._read_counter(key) for key in keys]
+
+    def _read_counter(self, key: CounterKey) -> Counter:
+        row = self._connection.execute(COUNTER, key).fetchone()
+        return Counter(*(row or self._connection.execute(ADD_COUNTER, key).fetchone()))
 
     def read_days(self, keys: Collection[ItemKey]) -> dict[ItemKey, date]:
         found = ((key, self._connection.execute(DAY, key).fetchone()) for key in keys)
@@ -63,6 +74,9 @@ class SqliteRows:
         with map_integrity_errors():
             self._connection.executemany(CHANGE, (_last_two(_encode(each)) for each in entries))
 
+    def close(self, entries: Sequence[Entry]) -> None:
+        self._connection.executemany(CLOSE, map(_encode_closing, entries))
+
     def change_counters(self, counters: Sequence[Counter]) -> None:
         rows = ([getattr(each, name) for name in COUNTER_NAMES] for each in counters)
         self._connection.executemany(CHANGE_COUNTER, map(_last_two, rows))
@@ -74,17 +88,44 @@ def _last_two(row: list[Any]) -> list[Any]:
 
 
 def _encode(entry: Entry) -> list[Any]:
-    return [_to_sqlite(getattr(entry, name)) for name in ENTRY_NAMES]
+    """In the order of ENTRY_NAMES; times, days and words as SQLAlchemy keeps them."""
+    return [
+        entry.tenant_id,
+        entry.work_item,
+        entry.key_id,
+        entry.expert,
+        entry.version,
+        entry.state.value,
+        entry.reserved_gpu_ms,
+        entry.reserved_images,
+        entry.settled_gpu_ms,
+        entry.settled_images,
+        entry.upstream_microusd,
+        entry.day.isoformat(),
+        _encode_time(entry.created_at),
+        _encode_time(entry.expires_at),
+        _encode_time(entry.closed_at),
+    ]
 
 
-def _to_sqlite(value: Any) -> Any:
-    """As SQLAlchemy keeps times, days and words."""
-    if isinstance(value, datetime):
-        naive = value.astimezone(UTC).replace(tzinfo=None)
-        return naive.isoformat(sep=" ", timespec="microseconds")
-    if isinstance(value, date):
-        return value.isoformat()
-    return value.value if isinstance(value, LedgerState) else value
+def _encode_closing(entry: Entry) -> list[Any]:
+    """In the order of CLOSING_NAMES, and the key behind them."""
+    return [
+        entry.state.value,
+        entry.settled_gpu_ms,
+        entry.settled_images,
+        entry.upstream_microusd,
+        _encode_time(entry.closed_at),
+        entry.tenant_id,
+        entry.work_item,
+    ]
+
+
+def _encode_time(time: datetime | None) -> str | None:
+    if time is None:
+        return None
+    naive = time.astimezone(UTC).replace(tzinfo=None)
+    return naive.isoformat(sep=" ", timespec="microseconds")
 
 
 def _decode(row: Sequence[Any]) -> Entry:
