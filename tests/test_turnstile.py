@@ -106,13 +106,13 @@ async def test_busy_process_has_few_turns_while_another_waits_for_one(file: Path
     await busy.start()
     try:
         waited = []
-        for _ in range(50):
+        for _ in range(200):
             before = busy.num_turns
             async with turnstile.turn():
                 waited.append(busy.num_turns - before)
     finally:
         busy.end()
-    assert sorted(waited)[45] <= 3, waited
+    assert max(waited) <= 3, waited
     assert busy.process.exitcode == 0
 
 
