@@ -113,7 +113,7 @@ class Claims:
         jobs = list(await session.scalars(lapsed, execution_options=UNSEEN))
         # All rows are locked; ledgers and batches follow in the order in which everybody takes
         # them. What is queued again takes its batch and no ledger: after what ends.
-        for job in sorted(jobs, key=lambda job: (job.tenant_id, not self._ends(job), job.batch_id or "")):
+        for job in sorted(jobs, key=self._lock_order):
             await self._try_again(session, job, LOST, now)
         await session.flush()
         return len(jobs)
@@ -151,7 +151,7 @@ class Claims:
             return {}
         now = self._now()
         expires_at = self._lease_end(now)
-        # Locked in one order, as by whoever cancels a batch: neither waits for the other in a circle.
+        # Locked in one order, as by whoever cancels a batch: or each could wait for the other.
         ordered = select(Job.id).where(_are_ours(claims)).order_by(Job.tenant_id, Job.id)
         await session.execute(ordered.with_for_update())
         kept = (
@@ -280,6 +280,9 @@ class Claims:
             return
         runnable_at = now + self._policy.backoff_after(job.attempts)
         await self._queue_again(session, job, now, runnable_at, _why(error))
+
+    def _lock_order(self, job: Job) -> tuple[str, bool, str]:
+        return job.tenant_id, not self._ends(job), job.batch_id or ""
 
     def _ends(self, job: Job) -> bool:
         """With this attempt, if it failed."""

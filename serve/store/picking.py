@@ -11,6 +11,7 @@ from sqlalchemy.orm import aliased
 from serve.store.columns import Rank
 from serve.store.engine import Session
 from serve.store.tables import Job, JobClass, JobState, Tenant
+from serve.store.upserts import is_postgres
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +118,14 @@ async def count_running(session: Session) -> dict[str, int]:
 
 
 async def lock_tenant(session: Session, tenant_id: str) -> int:
-    """Until the commit nobody else claims of this tenant; says how many of its jobs run."""
-    await session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update())
+    """Until the commit nobody else claims of this tenant; says how many of its jobs run.
+
+    Not the tenant's row: a batch of ten thousand cells holds that for seconds while it starts, and
+    a runner that waits for one tenant claims for no other.
+    """
+    if is_postgres(session):
+        number = func.hashtextextended(f"claim/{tenant_id}", 0)
+        await session.execute(select(func.pg_advisory_xact_lock(number)))
     counted = (
         select(func.count())
         .select_from(Job)
