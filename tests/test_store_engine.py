@@ -300,9 +300,17 @@ def test_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None:
         switch_to_log(tmp_path / "sm4ll.db")
 
 
+def test_file_is_for_its_owner_only(tmp_path: Path) -> None:
+    """Also in a directory that others may read: it holds what signs webhooks."""
+    file = tmp_path / "sm4ll.db"
+    asyncio.run(upgrade(f"sqlite:///{file}"))
+    for each in tmp_path.iterdir():
+        assert each.stat().st_mode & 0o077 == 0, each
+
+
 def test_directory_that_cannot_be_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot hold the database"):
+    with pytest.raises(ConfigError, match="cannot be the database"):
         Database(f"sqlite:///{tmp_path}/file/sm4ll.db")
 
 

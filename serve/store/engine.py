@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from serve.store.address import is_sqlite, parse_address
 from serve.store.failures import map_connect_errors, map_database_errors
-from serve.store.sqlite_file import create_directory
+from serve.store.sqlite_file import create_file
 from serve.store.turnstile import Turnstile
 
 Session = AsyncSession
@@ -194,7 +194,7 @@ def _create_engine(url: URL, options: PoolOptions) -> AsyncEngine:
         return create_async_engine(
             url, pool_pre_ping=True, connect_args=_postgres_arguments(options), **pool
         )
-    create_directory(Path(str(url.database)))
+    create_file(Path(str(url.database)))
     arguments = {"timeout": options.busy_timeout_s, "isolation_level": None}
     engine = create_async_engine(url, connect_args=arguments, **pool)
     _listen(engine.sync_engine)

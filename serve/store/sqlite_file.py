@@ -1,4 +1,4 @@
-"""The file of an embedded database: its directory, and the mode that stays with it."""
+"""The file of an embedded database: who may read it, and the mode that stays with it."""
 
 import sqlite3
 from pathlib import Path
@@ -11,16 +11,18 @@ from serve.store.failures import map_database_errors
 SWITCH_TIMEOUT_S = 10.0
 
 
-def create_directory(file: Path) -> None:
-    """For its owner only: the rows say who tried on what.
+def create_file(file: Path) -> None:
+    """For its owner only, as what SQLite puts beside it will be: the rows say who tried on what,
+    and hold what signs webhooks.
 
     Raises:
-        ConfigError: there can be no such directory.
+        ConfigError: there can be no such file.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file.touch(mode=0o600)
     except OSError as exc:
-        raise ConfigError(f"{file.parent} cannot hold the database: {exc.strerror}.") from exc
+        raise ConfigError(f"{file} cannot be the database: {exc.strerror}.") from exc
 
 
 def switch_to_log(file: Path) -> None:
