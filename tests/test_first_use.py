@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,23 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.testclient import TestClient
+from typer.main import get_command
 
 from serve.api.authentication import PUBLIC_PATHS
+from serve.cli import app
+from serve.commands import jobs as job_commands
+from serve.commands import keys as key_commands
+from serve.policy import SCOPES
 from serve.schemas.assets import ErasureRequest
 from serve.schemas.batches import BatchRequest
-from serve.schemas.jobs import JobJson
-from serve.schemas.keys import KeyRotation, NewKey
+from serve.schemas.jobs import JobJson, JobPage
+from serve.schemas.keys import KeyCard, KeyRotation, NewKey
 from serve.schemas.tenants import NewTenant, TenantChange
 from serve.schemas.tryon import TryOnJson
 from serve.schemas.webhooks import RotationRequest, TestMessage
+from serve.store.ids import new_id
+from serve.store.job_cards import describe_job
+from serve.store.tables import Job, JobClass, JobState
 from tests.fakes import build_local_api
 from tests.pictures import box_mask, encoded, photo
 
@@ -150,3 +159,75 @@ def test_events_and_polls_say_where_the_pictures_are(http: TestClient) -> None:
     for refused in (http.delete(path), http.get("/v1/jobs/job_x"), http.get("/v1/batches/bat_x")):
         assert refused.status_code in (404, 409)
         assert refused.json()["remedy"]
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Every command that works on a running API, and its help."""
+
+    def walk(command: Any, name: str) -> Iterator[tuple[str, str]]:
+        for sub, each in getattr(command, "commands", {}).items():
+            yield from walk(each, f"{name} {sub}")
+        if not hasattr(command, "commands"):
+            yield name, command.help or ""
+
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    for name in ("jobs", "batches", "webhooks", "assets", "tenants", "store", "usage"):
+        yield from walk(known[name], name)
+
+
+def test_the_help_of_every_command_shows_one_that_would_be_understood() -> None:
+    for name, text in commands():
+        assert f"sm4ll {name}" in text.partition("For example:")[2], name
+
+
+def test_no_table_of_jobs_or_keys_cuts_anything_short(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("serve.commands.console.out._width", 80)
+    at = datetime(2026, 11, 25, 19, 1, tzinfo=UTC)
+    job = describe_job(
+        Job(
+            tenant_id="acme",
+            id=new_id("job"),
+            version="bottom@klein-lora-3",
+            state=JobState.PARKED,
+            priority=JobClass.INTERACTIVE,
+            request={},
+            subject="",
+            attempts=12,
+            predicted_gpu_ms=1,
+            created_at=at,
+        )
+    )
+    key = KeyCard(
+        id=new_id("key"),
+        tenant="acme",
+        name="storefront of the shop",
+        scopes=SCOPES,
+        created_at=at,
+        expires_at=at,
+        revoked_at=None,
+        last_used_at=at,
+    )
+
+    class Known:
+        def __enter__(self) -> "Known":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def jobs(self, *_: object, **__: object) -> JobPage:
+            return JobPage(items=(job,), next=None)
+
+        def keys(self, _: str) -> list[KeyCard]:
+            return [key]
+
+    for module in (job_commands, key_commands):
+        monkeypatch.setattr(module, "connect", lambda _: Known())
+    job_commands.list_jobs(None, 20)
+    key_commands.list_keys("acme")
+    shown = capsys.readouterr().out
+    assert "\u2026" not in shown
+    assert job.id in shown
+    assert key.id in shown
+    assert max(map(len, shown.splitlines())) <= 80

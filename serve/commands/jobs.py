@@ -1,5 +1,6 @@
 """Jobs of a running API: which there are, how one stands, and what happens to it."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,8 @@ EXTENSIONS = {
     "image/tiff": ".tiff",
     "application/zip": ".zip",
 }
+ID_LENGTH = 30
+CREATED = "{:%m-%d %H:%M}"
 JobId = Annotated[str, typer.Argument(help="As `sm4ll jobs list` shows it.")]
 
 
@@ -30,30 +33,40 @@ def list_jobs(
     limit: Annotated[int, typer.Option(min=1, max=200, help="How many at most.")] = 20,
     url: Url = None,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first.
+
+    For example: sm4ll jobs list --status failed
+    """
     known = JobStatus.__args__  # type: ignore[attr-defined]
     if status is not None and status not in known:
         raise typer.BadParameter(f"status is one of {', '.join(known)}")
     with connect(url) as client:
         cards = client.jobs(status, limit=limit).items  # type: ignore[arg-type]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("job", "status", "version", "priority", "attempts", "created"):
-        table.add_column(heading, no_wrap=True)
+    table.add_column("job", no_wrap=True, min_width=ID_LENGTH)  # cut short it is of no use
+    for heading in ("status", "version", "tries"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("created", no_wrap=True, min_width=len(CREATED.format(datetime.max)))
     for card in cards:
-        created = card.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        attempts = str(card.attempts)
-        table.add_row(card.id, _say(card), card.version, card.priority, attempts, created)
+        created = CREATED.format(card.created_at.astimezone())
+        table.add_row(card.id, _say(card), card.version, str(card.attempts), created)
     out.print(table)
 
 
 def show(job: JobId, url: Url = None) -> None:
-    """Show a job as the API tells it."""
+    """Show a job as the API tells it.
+
+    For example: sm4ll jobs show job_0123456789abcdefghjkmnpqrs
+    """
     with connect(url) as client:
         out.print_json(client.job(job).model_dump_json())
 
 
 def cancel(job: JobId, url: Url = None) -> None:
-    """Cancel a job: at once where it waits, at its next step where it runs."""
+    """Cancel a job: at once where it waits, at its next step where it runs.
+
+    For example: sm4ll jobs cancel job_0123456789abcdefghjkmnpqrs
+    """
     with connect(url) as client:
         card = client.cancel_job(job)
     out.print(f"{card.id}  {'stopping' if card.cancel_requested else card.status}")
@@ -66,7 +79,10 @@ def follow(
     ] = None,
     url: Url = None,
 ) -> None:
-    """Follow a job to its end, and fetch its pictures."""
+    """Follow a job to its end, and fetch its pictures.
+
+    For example: sm4ll jobs follow job_0123456789abcdefghjkmnpqrs -o pictures/
+    """
     with connect(url) as client:
         _watch(client, job)
         card = client.job(job)

@@ -15,15 +15,20 @@ from serve.policy import DAY_S
 from serve.schemas.keys import KeyCard, KeyMinted, KeyRotation, NewKey
 
 ID_LENGTH = 30
+DATE_LENGTH = 10
 KeyId = Annotated[str, typer.Argument(help="Id of the key, key_...")]
 
 
 def list_keys(tenant: Tenant, url: Url = None) -> None:
-    """List a tenant's keys, newest first; no secret is shown."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    """List a tenant's keys, newest first; no secret is shown.
+
+    For example: sm4ll tenants keys list acme
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("id", no_wrap=True, min_width=ID_LENGTH)  # an id cut short is of no use
-    for heading in ("name", "scopes", "state", "last used"):
-        table.add_column(heading)
+    for heading in ("name", "scopes", "state"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("last used", overflow="fold", min_width=DATE_LENGTH)
     with connect(url) as client:
         for key in client.keys(tenant):
             used = f"{key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never"
@@ -63,14 +68,20 @@ def rotate(
     overlap_h: Annotated[float, typer.Option(min=0, help="Hours the old key still works.")] = 24.0,
     url: Url = None,
 ) -> None:
-    """Make a new key in place of another and print its token."""
+    """Make a new key in place of another and print its token.
+
+    For example: sm4ll tenants keys rotate acme key_0123456789abcdefghjkmnpqrs
+    """
     with connect(url) as client:
         _say(client.rotate_key(tenant, key_id, KeyRotation(overlap_s=overlap_h * 3600)))
     err.print(f"{key_id} works for {overlap_h:g} h more.", markup=False, highlight=False)
 
 
 def revoke(tenant: Tenant, key_id: KeyId, url: Url = None) -> None:
-    """Let a key work no more, within 5 seconds."""
+    """Let a key work no more, within 5 seconds.
+
+    For example: sm4ll tenants keys revoke acme key_0123456789abcdefghjkmnpqrs
+    """
     with connect(url) as client:
         client.revoke_key(tenant, key_id)
     out.print(f"{key_id} is revoked.", markup=False, highlight=False)

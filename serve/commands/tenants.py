@@ -22,11 +22,14 @@ LISTS = ("experts", "versions")
 
 
 def list_tenants(url: Url = None) -> None:
-    """List tenants, newest first."""
+    """List tenants, newest first.
+
+    For example: sm4ll tenants list
+    """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("id", overflow="fold")
     for heading in ("name", "since", "limits"):
-        table.add_column(heading, no_wrap=heading == "since")
+        table.add_column(heading, no_wrap=heading == "since", overflow="fold")
     with connect(url) as client:
         for tenant in client.tenants():
             name = f"{tenant.name} (disabled)" if tenant.disabled_at else tenant.name
@@ -64,13 +67,19 @@ def policy(tenant: Tenant, changes: Changes, url: Url = None) -> None:
 
 
 def disable(tenant: Tenant, url: Url = None) -> None:
-    """Let none of a tenant's keys work, within 5 seconds."""
+    """Let none of a tenant's keys work, within 5 seconds; nothing more of it is started or sent.
+
+    For example: sm4ll tenants disable acme
+    """
     with connect(url) as client:
         _say(client.change_tenant(tenant, TenantChange(disabled=True)))
 
 
 def enable(tenant: Tenant, url: Url = None) -> None:
-    """Let a disabled tenant's keys work again."""
+    """Let a disabled tenant's keys work again; its jobs and messages go on.
+
+    For example: sm4ll tenants enable acme
+    """
     with connect(url) as client:
         _say(client.change_tenant(tenant, TenantChange(disabled=False)))
 
@@ -81,7 +90,10 @@ def verify_audit(
     ] = None,
     url: Url = None,
 ) -> None:
-    """Walk the audit log's chain; exits 1 and names the first record that does not fit."""
+    """Walk the audit log's chain; exits 1 and names the first record that does not fit.
+
+    For example: sm4ll tenants audit verify
+    """
     with connect(url) as client:
         verdict = client.verify_audit(head)
     if not verdict.intact:
