@@ -20,6 +20,7 @@ from serve.tenancy.idempotency import (
     KEPT_S,
     Answer,
     FirstAnswers,
+    Held,
     IdempotencyTimes,
     identity_of,
     work_item_of,
@@ -32,6 +33,7 @@ POLICY = TenantPolicy()
 SHA = "a" * 64
 OTHER_SHA = "b" * 64
 TIMES = IdempotencyTimes(poll_s=0.001)
+PATIENCE_S = 5.0
 SMALL = Answer(
     status=201, headers=(("location", "/v1/x"),), media_type="application/json", body=b"{}"
 )
@@ -205,6 +207,28 @@ async def test_lock_is_renewed_while_it_runs(
         second = asyncio.create_task(answers.take("acme", "k", SHA))
         await busy.keep(held, SMALL, POLICY, ())
     assert (await second).standing is Standing.ANSWERED
+
+
+async def test_client_that_leaves_while_the_lock_is_renewed_leaves_the_key_free(
+    answers: FirstAnswers,
+) -> None:
+    helds: list[Held] = []
+
+    async def request() -> None:
+        async with answers.holding(await answers.take("acme", "k", SHA)) as held:
+            helds.append(held)
+            await held.lock.acquire()  # as a renewal does that the database keeps waiting
+
+    leaving = asyncio.create_task(request())
+    while not (helds and helds[0].lock.locked()):
+        await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    helds[0].lock.release()
+    async with asyncio.timeout(PATIENCE_S):
+        row = await answers.take("acme", "k", SHA)
+    assert row.standing is Standing.OURS
 
 
 async def test_after_a_day_the_key_is_new_work_and_its_body_is_gone(

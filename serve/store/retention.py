@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, delete, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, tuple_, update
 
-from serve.store.batch_tables import DeliveryState, WebhookDelivery
+from serve.store.batch_tables import Batch, BatchState, DeliveryState, WebhookDelivery
 from serve.store.engine import Session
 from serve.store.job_states import ENDED
 from serve.store.tables import Job, Tenant
@@ -24,11 +24,39 @@ async def list_policies(
 async def remove_expired_jobs(
     session: Session, tenant_id: str, now: datetime, finished_before: datetime, limit: int
 ) -> list[str]:
-    """Up to `limit` ended jobs, with their events, past their expiry or finished long ago."""
-    is_over = or_(
-        Job.expires_at <= now, and_(Job.expires_at.is_(None), Job.finished_at <= finished_before)
+    """Up to `limit` ended jobs, with their events, past their expiry or finished long ago.
+
+    A cell is as old as its batch, which has a manifest to write when all of them have ended.
+    """
+    is_old = and_(
+        Job.expires_at.is_(None),
+        Job.finished_at <= finished_before,
+        _is_batch_over(finished_before),
     )
+    is_over = or_(Job.expires_at <= now, is_old)
     return await _remove_jobs(session, tenant_id, is_over, limit)
+
+
+async def remove_old_batches(session: Session, tenant_id: str, before: datetime, limit: int) -> int:
+    """Up to `limit` batches without a cell that finished before then, or were never started."""
+    has_cells = exists().where(Job.tenant_id == tenant_id, Job.batch_id == Batch.id)
+    is_over = or_(
+        Batch.finished_at <= before,
+        and_(Batch.state == BatchState.DRAFT, Batch.created_at <= before),
+    )
+    picked = (
+        select(Batch.tenant_id, Batch.id)
+        .where(Batch.tenant_id == tenant_id, is_over, ~has_cells)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("picked")
+    )
+    gone = (
+        delete(Batch)
+        .where(tuple_(Batch.tenant_id, Batch.id).in_(select(picked.c.tenant_id, picked.c.id)))
+        .returning(Batch.id)
+    )
+    return len((await session.scalars(gone, execution_options=UNSEEN)).all())
 
 
 async def remove_subject_jobs(
@@ -87,6 +115,13 @@ async def remove_old_deliveries(
         .returning(WebhookDelivery.id)
     )
     return len((await session.scalars(gone, execution_options=UNSEEN)).all())
+
+
+def _is_batch_over(before: datetime) -> ColumnElement[bool]:
+    """Of a job: it is in no batch, or in one that finished before then or is gone."""
+    is_of_job = and_(Batch.tenant_id == Job.tenant_id, Batch.id == Job.batch_id)
+    is_young = or_(Batch.finished_at.is_(None), Batch.finished_at > before)
+    return ~exists().where(is_of_job, is_young)
 
 
 async def _remove_jobs(

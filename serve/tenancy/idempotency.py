@@ -126,13 +126,9 @@ class FirstAnswers:
         try:
             yield held
         finally:
-            async with held.lock:
-                renewing.cancel()
-            with suppress(asyncio.CancelledError):
-                await renewing
-            if not held.is_closed:
-                # Also when the client left: what ran is charged to the same row next time.
-                await asyncio.shield(self._free(held))
+            # Also when the client leaves in this moment: a lock that is renewed for ever would
+            # keep the key from everybody. What ran is charged to the same row next time.
+            await asyncio.shield(self._let_go(held, renewing))
 
     async def keep(
         self,
@@ -238,6 +234,14 @@ class FirstAnswers:
                     async with self._database.transaction() as session:
                         row = await keep_lock(session, held.row, self._lock_end(self._now()))
                     held.row = row or held.row
+
+    async def _let_go(self, held: "Held", renewing: "asyncio.Task[None]") -> None:
+        async with held.lock:
+            renewing.cancel()
+        with suppress(asyncio.CancelledError):
+            await renewing
+        if not held.is_closed:
+            await self._free(held)
 
     async def _free(self, held: "Held") -> None:
         with suppress(Sm4llError):  # then the lock runs out by itself

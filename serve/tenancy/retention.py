@@ -13,7 +13,12 @@ from serve.store.columns import utc_now
 from serve.store.contents import ASSET_KINDS, find_needed
 from serve.store.engine import Database
 from serve.store.ledger import release_expired
-from serve.store.retention import list_policies, remove_expired_jobs, remove_old_deliveries
+from serve.store.retention import (
+    list_policies,
+    remove_expired_jobs,
+    remove_old_batches,
+    remove_old_deliveries,
+)
 from serve.tenancy.assets import AssetStore
 from serve.tenancy.idempotency import ANSWER_KIND, KEPT_S, FirstAnswers
 
@@ -34,6 +39,7 @@ class SweepReport:
 
     num_assets: int = 0
     num_jobs: int = 0
+    num_batches: int = 0
     num_answers: int = 0
     num_reservations: int = 0
     num_deliveries: int = 0
@@ -114,6 +120,11 @@ class Sweeper:
                 gone = await remove_expired_jobs(session, tenant_id, now, finished_before, BATCH)
             return len(gone)
 
+        async def batches() -> int:
+            finished_before = now - timedelta(seconds=job_kept_s)
+            async with self._database.transaction() as session:
+                return await remove_old_batches(session, tenant_id, finished_before, BATCH)
+
         async def deliveries() -> int:
             before = now - timedelta(seconds=DELIVERIES_KEPT_S)
             async with self._database.transaction() as session:
@@ -124,6 +135,7 @@ class Sweeper:
 
         return SweepReport(
             num_jobs=await _repeat(jobs),
+            num_batches=await _repeat(batches),
             num_assets=await _repeat(assets),
             num_answers=await _repeat(lambda: self._answers.drop_expired(tenant_id, BATCH)),
             num_deliveries=await _repeat(deliveries),
