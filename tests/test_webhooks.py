@@ -523,6 +523,22 @@ async def test_failure_of_ours_with_one_message_stops_no_other(
     assert "ZeroDivisionError" in caplog.text
 
 
+async def test_failure_of_ours_is_given_up_as_any_other(desk: Desk) -> None:
+    delivery_id = await desk.put()
+
+    async def answer(url: str) -> Reply:
+        raise ZeroDivisionError
+
+    deliverer = desk.deliverer(Receivers(answer=answer))
+    for _ in range(len(DeliveryPolicy().delays_s) + 1):
+        assert await deliverer.run_once() == 1
+        desk.clock.advance(40_000)  # later than the longest delay
+    assert await deliverer.run_once() == 0
+    delivery = await desk.get(delivery_id)
+    assert delivery.state is DeliveryState.FAILED
+    assert delivery.last_error == "the message could not be sent: a failure on our side"
+
+
 async def test_log_is_listed_newest_first_and_by_state(desk: Desk) -> None:
     ids = [await desk.put() for _ in range(5)]
     await desk.deliverer(Receivers(Reply(410, None)), DeliveryPolicy(per_receiver=1)).run_once()

@@ -161,7 +161,15 @@ class Deliverer:
     async def _attempt(self, due: DueDelivery) -> None:
         """Whatever happens here is one message's failure; without a note its lease runs out."""
         try:
-            await self._note(due, await self._send(due))
+            try:
+                reply = await self._send(due)
+            except Sm4llError:
+                raise
+            except Exception:
+                # Counted as a failure like any other, or it would be tried for ever.
+                self._logger.exception("webhook %s, attempt %d", due.id, due.attempt)
+                reply = FetchRefused(OURS)
+            await self._note(due, reply)
         except Sm4llError as exc:
             self._logger.warning("webhook %s, attempt %d: %s", due.id, due.attempt, exc.detail)
         except Exception:
