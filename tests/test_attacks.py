@@ -222,6 +222,38 @@ def test_every_answer_forbids_guessing_its_type(http: TestClient, mine: dict[str
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
+def test_a_draft_keeps_neither_an_old_price_nor_an_old_priority(
+    api: FastAPI, http: TestClient
+) -> None:
+    first = bearer(add_key_to(api, "hoarder"))
+    picture = http.post("/v1/assets", headers=first, files={"file": PICTURES["person"]}).json()[
+        "id"
+    ]
+    wanted = {
+        "expert": "eye",
+        "priority": "interactive",
+        "products": [{"sku": "A1", "image": picture}],
+        "persons": [{"name": "one", "image": picture}],
+    }
+
+    def draft(key: dict[str, str]) -> dict[str, Any]:
+        made: dict[str, Any] = http.post("/v1/batches", headers=key, json=wanted).json()
+        return made
+
+    old = draft(first)
+    tried = http.post("/v1/tryon", headers=first, files=MASKED, data={"expert": "eye"})
+    assert tried.status_code == 200, tried.text
+    lowered = TenantPolicy(max_priority="batch")
+    now = bearer(add_key_to(api, "hoarder", policy=lowered))
+    new = draft(now)
+    assert old["estimate"]["gpu_s"] != new["estimate"]["gpu_s"]
+    started = http.post(f"{old['links']['self']}/start", headers=now).json()
+    assert started["estimate"]["gpu_s"] == new["estimate"]["gpu_s"]
+    assert (old["priority"], started["priority"]) == ("interactive", "batch")
+    (job,) = http.get("/v1/jobs", headers=now).json()["items"]
+    assert (job["quote_gpu_s"], job["priority"]) == (new["estimate"]["gpu_s"], "batch")
+
+
 class TestStore:
     """On both databases: what one of them refuses is a 4xx on both."""
 

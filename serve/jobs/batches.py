@@ -247,7 +247,13 @@ class Batches:
     async def _insert(
         self, session: Session, caller: Caller, batch: Batch, cells: Sequence[int]
     ) -> None:
-        self._submission.choose(caller, read_spec(batch).options)
+        options = read_spec(batch).options
+        bundle = self._submission.choose(caller, options)
+        # As of now: a draft may be older than what its version was measured to cost, and than the
+        # tenant's ceiling. The budget would be checked against nothing otherwise.
+        cell_ms = whole_ms(self._submission.quote_s(bundle, options))
+        batch.predicted_gpu_ms = cell_ms * batch.num_cells
+        batch.priority = max(batch.priority, JobClass[caller.priority().upper()])
         held_until = HELD_UNTIL if batch.state is BatchState.PAUSED else None
         await insert_jobs(
             session,

@@ -134,13 +134,14 @@ class Submission:
             )
         request = failed.request
         options = TryOnOptions.model_validate({**request["options"], "version": failed.version})
+        bundle = self.choose(caller, options)
         now = self._now()
         job = NewJob(
             id=repeated_id or new_id("job"),
-            version=self.choose(caller, options).version,
+            version=bundle.version,
             priority=max(failed.priority, JobClass[caller.priority().upper()]),
             request=request,
-            predicted_gpu_ms=failed.predicted_gpu_ms,
+            predicted_gpu_ms=whole_ms(self.quote_s(bundle, options)),
             num_images=options.num_images,
             subject=failed.subject,
             deadline_at=_after(now, request.get("deadline_s")),
