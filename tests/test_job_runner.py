@@ -282,6 +282,20 @@ async def test_beating_runner_keeps_its_jobs(shop: Shop) -> None:
     assert (await shop.job(job_id)).state is JobState.SUCCEEDED
 
 
+async def test_runner_does_not_take_its_own_jobs_for_lost(shop: Shop) -> None:
+    """The database was away for longer than a lease, and nobody could beat."""
+    (job_id,) = await shop.accept()
+    shop.routers.is_holding = True
+    runner = shop.runner()
+    await runner.fill()
+    shop.clock.advance(2 * LEASE.lease_s)
+    assert await runner.tidy() == 0
+    shop.routers.let_go.set()
+    await runner.settled()
+    job = await shop.job(job_id)
+    assert (job.state, job.attempts) == (JobState.SUCCEEDED, 1)
+
+
 async def test_stopped_runner_gives_back_what_it_holds_at_once(shop: Shop) -> None:
     shop.routers.is_holding = True
     ids = await shop.accept(3)

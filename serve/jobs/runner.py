@@ -152,6 +152,8 @@ class Runner:
 
     async def tidy(self) -> int:
         """Take back what silent runners held, end what came too late; says how many."""
+        # First what is ours: a database that was away for longer than a lease made us silent too.
+        await self.beat()
         async with self._database.transaction() as session:
             num_reaped = await self._claims.reap(session)
         async with self._database.transaction() as session:
