@@ -215,6 +215,22 @@ async def test_result_retention_of_the_tenant_is_what_counts_for_its_jobs(house:
     assert (await house.sweeper.run_once()).num_jobs == 1
 
 
+async def test_previews_are_kept_no_longer_than_the_results_they_show(house: House) -> None:
+    async with house.database.transaction() as session:
+        (await session.get_one(Tenant, "acme")).policy = {"result_retention_s": 3600}
+    job_id = await house.add_job(JobState.SUCCEEDED, finished_at=house.clock())
+    async with house.database.transaction() as session:
+        for kind in ("preview", "finished"):
+            await append_event(session, "acme", job_id, kind, {}, house.clock())
+    house.clock.advance(3599)
+    assert (await house.sweeper.run_once()).num_previews == 0
+    house.clock.advance(1)
+    assert (await house.sweeper.run_once()).num_previews == 1
+    async with house.database.reading() as session:
+        kinds = await session.scalars(select(JobEvent.kind).order_by(JobEvent.sequence))
+        assert list(kinds) == ["started", "finished"]
+
+
 async def test_erasure_reaches_rows_blobs_answers_caches_and_leaves_a_proof(house: House) -> None:
     hers, his = await house.keep(b"hers", "anna"), await house.keep(b"his", "bob")
     theirs = await house.keep(b"hers", "anna", tenant_id="other")

@@ -8,9 +8,11 @@ from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, tuple_,
 from serve.store.batch_tables import Batch, BatchState, DeliveryState, WebhookDelivery
 from serve.store.engine import Session
 from serve.store.job_states import ENDED
-from serve.store.tables import Job, Tenant
+from serve.store.tables import Job, JobEvent, Tenant
 
 UNSEEN = {"synchronize_session": False}
+EVENT = (JobEvent.tenant_id, JobEvent.job_id, JobEvent.sequence)
+PREVIEW_EVENT = "preview"
 
 
 async def list_policies(
@@ -35,6 +37,24 @@ async def remove_expired_jobs(
     )
     is_over = or_(Job.expires_at <= now, is_old)
     return await _remove_jobs(session, tenant_id, is_over, limit)
+
+
+async def remove_old_previews(
+    session: Session, tenant_id: str, before: datetime, limit: int
+) -> int:
+    """Up to `limit` pictures in the story of a job, which stays: they are results too."""
+    picked = (
+        select(*EVENT)
+        .where(
+            JobEvent.tenant_id == tenant_id, JobEvent.kind == PREVIEW_EVENT, JobEvent.at <= before
+        )
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("picked")
+    )
+    is_picked = tuple_(*EVENT).in_(select(*picked.c))
+    gone = delete(JobEvent).where(is_picked).returning(JobEvent.sequence)
+    return len((await session.scalars(gone, execution_options=UNSEEN)).all())
 
 
 async def remove_old_batches(session: Session, tenant_id: str, before: datetime, limit: int) -> int:

@@ -18,6 +18,7 @@ from serve.store.retention import (
     remove_expired_jobs,
     remove_old_batches,
     remove_old_deliveries,
+    remove_old_previews,
 )
 from serve.tenancy.assets import AssetStore
 from serve.tenancy.idempotency import ANSWER_KIND, KEPT_S, FirstAnswers
@@ -40,6 +41,7 @@ class SweepReport:
     num_assets: int = 0
     num_jobs: int = 0
     num_batches: int = 0
+    num_previews: int = 0
     num_answers: int = 0
     num_reservations: int = 0
     num_deliveries: int = 0
@@ -125,6 +127,13 @@ class Sweeper:
             async with self._database.transaction() as session:
                 return await remove_old_batches(session, tenant_id, finished_before, BATCH)
 
+        async def previews() -> int:
+            if policy.result_retention_s >= job_kept_s:
+                return 0  # they go with their jobs
+            before = now - timedelta(seconds=policy.result_retention_s)
+            async with self._database.transaction() as session:
+                return await remove_old_previews(session, tenant_id, before, BATCH)
+
         async def deliveries() -> int:
             before = now - timedelta(seconds=DELIVERIES_KEPT_S)
             async with self._database.transaction() as session:
@@ -136,6 +145,7 @@ class Sweeper:
         return SweepReport(
             num_jobs=await _repeat(jobs),
             num_batches=await _repeat(batches),
+            num_previews=await _repeat(previews),
             num_assets=await _repeat(assets),
             num_answers=await _repeat(lambda: self._answers.drop_expired(tenant_id, BATCH)),
             num_deliveries=await _repeat(deliveries),
