@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from serve.api.job_events import Follower
-from serve.api.middleware import MAX_TEXT_BODY_BYTES
+from serve.api.middleware import MAX_BATCH_BODY_BYTES, MAX_TEXT_BODY_BYTES
 from serve.errors import InvalidRequest, NotFound
 from serve.policy import TenantPolicy
 from serve.schemas.problems import Problem
@@ -124,19 +124,25 @@ def test_no_event_id_breaks_a_stream(http: TestClient, mine: dict[str, str], num
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/batches", "/v1/erasures", "/v1/webhooks/test", "/v1/webhooks/secrets/rotate"]
+    ("path", "max_bytes"),
+    [
+        ("/v1/batches", MAX_BATCH_BODY_BYTES),
+        ("/v1/erasures", MAX_TEXT_BODY_BYTES),
+        ("/v1/webhooks/test", MAX_TEXT_BODY_BYTES),
+        ("/v1/webhooks/secrets/rotate", MAX_TEXT_BODY_BYTES),
+    ],
 )
 def test_a_body_without_a_declared_length_is_cut_off_at_the_limit_of_its_route(
-    http: TestClient, mine: dict[str, str], path: str
+    http: TestClient, mine: dict[str, str], path: str, max_bytes: int
 ) -> None:
     def pieces() -> Iterator[bytes]:
         yield b'{"subject":['
-        for _ in range(MAX_TEXT_BODY_BYTES // 2**20 + 1):
+        for _ in range(max_bytes // 2**20 + 1):
             yield b"[]," * (2**20 // 3)
 
     problem = refused(http.post(path, headers={**mine, **JSON}, content=pieces()), 413)
-    assert problem.detail == "the request body is larger than 6 MiB"
-    declared = {**mine, **JSON, "Content-Length": str(MAX_TEXT_BODY_BYTES + 1)}
+    assert problem.detail == f"the request body is larger than {max_bytes // 2**20} MiB"
+    declared = {**mine, **JSON, "Content-Length": str(max_bytes + 1)}
     assert refused(http.post(path, headers=declared, content=b"{}"), 413) is not None
 
 
@@ -158,6 +164,33 @@ def test_no_json_breaks_anything_and_every_refusal_says_what_to_send(
 ) -> None:
     problem = refused(http.post("/v1/erasures", headers={**mine, **JSON}, content=body), 400)
     assert (problem.code, bool(problem.remedy)) == ("invalid_request", True)
+
+
+@pytest.mark.parametrize("path", ["/v1/tryon", "/v1/jobs"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"x":[' + b"[]," * 10**6 + b"[]]}",
+        b'{"x":' + b'{"a":' * 10**6,
+        b"{" + b",".join(b'"k%d":1' % number for number in range(10**5)) + b"}",
+    ],
+    ids=["wide", "deep", "many"],
+)
+def test_json_beside_pictures_is_refused_before_it_is_taken_apart(
+    http: TestClient, mine: dict[str, str], path: str, body: bytes
+) -> None:
+    problem = refused(http.post(path, headers={**mine, **JSON}, content=body), 400)
+    assert problem.detail == "body: far more fields than there are"
+
+
+def test_a_refusal_is_short_however_much_is_wrong(http: TestClient, mine: dict[str, str]) -> None:
+    body = {f"{number}{'x' * 1000}": 1 for number in range(500)}
+    answer = http.post("/v1/erasures", headers=mine, json=body)
+    problem = refused(answer, 400)
+    assert problem.errors is not None
+    assert len(problem.errors) == 20
+    assert "and 481 more" in problem.detail
+    assert len(answer.content) < 20_000
 
 
 def test_damaged_json_is_told_by_its_place(http: TestClient, mine: dict[str, str]) -> None:

@@ -19,6 +19,9 @@ from serve.schemas.tryon import TryOnJson, TryOnOptions
 PICTURES = ("person", "product", "mask")
 MAX_TEXT_BYTES = 4096
 MAX_PARTS = 32
+# Pictures as text hold one comma each and no bracket. 20 MiB of `[],[],...` would take seconds and
+# gigabytes to be refused.
+MAX_JSON_MARKS = 10_000
 DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.=+-]+)*?)(;base64)?,", re.ASCII)
 
 
@@ -203,6 +206,10 @@ def _picture(name: str, value: bytes) -> Picture:
 
 
 def _from_json(body: bytes, max_image_bytes: int, models: FormModels) -> TryOnForm:
+    if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_JSON_MARKS:
+        raise InvalidRequest(
+            "body: far more fields than there are", remedy="send one JSON object, as /docs shows it"
+        )
     try:
         parsed: Any = models.json.model_validate_json(body)
     except ValidationError as exc:

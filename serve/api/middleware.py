@@ -23,7 +23,8 @@ CONTROL_HEADERS = (
 # What is sent to any other route is text, and is parsed as a whole: 80 MiB of `[],[],...` would
 # hold up the event loop for seconds and fill gigabytes.
 PICTURE_PATHS = frozenset(("/v1/tryon", "/v1/jobs", "/v1/assets"))
-MAX_TEXT_BODY_BYTES = 6 * 2**20
+MAX_TEXT_BODY_BYTES = 2**20
+MAX_BATCH_BODY_BYTES = 6 * 2**20
 
 
 class RequestContext:
@@ -83,7 +84,8 @@ class BodyLimit:
         has_pictures = scope["path"] in PICTURE_PATHS
         max_bytes = self._max_body_bytes
         if not has_pictures:
-            max_bytes = min(max_bytes, MAX_TEXT_BODY_BYTES)
+            is_batch = scope["path"] == "/v1/batches"
+            max_bytes = min(max_bytes, MAX_BATCH_BODY_BYTES if is_batch else MAX_TEXT_BODY_BYTES)
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdigit() and int(declared) > max_bytes:
             request_id = scope.get("state", {}).get("request_id", "")

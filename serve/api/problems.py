@@ -21,6 +21,8 @@ HTTP_REMEDIES = {
     404: "GET /openapi.json lists every path; none of them ends with a slash",
     405: "the header Allow says what this path takes",
 }
+MAX_TOLD = 20
+MAX_NAME_CHARS = 200
 # What pydantic and FastAPI call a body that is no JSON object.
 NO_JSON = ("json_invalid", "model_attributes_type", "model_type", "dict_type")
 JSON_REMEDY = "send a JSON object with the header `Content-Type: application/json`"
@@ -30,8 +32,11 @@ FIELDS_REMEDY = "GET /openapi.json says what every field may hold; /docs shows i
 def invalid_fields(exc: ValidationError | RequestValidationError) -> InvalidRequest:
     """Translate pydantic's report; the values themselves are left out, they may be pictures."""
     errors = exc.errors()
-    fields = tuple(map(_tell_field, errors))
-    detail = "; ".join(f"{field}: {message}" for field, message in fields)
+    fields = tuple(map(_tell_field, errors[:MAX_TOLD]))
+    told = [f"{field}: {message}" for field, message in fields]
+    if len(errors) > MAX_TOLD:
+        told.append(f"and {len(errors) - MAX_TOLD} more")
+    detail = "; ".join(told)
     is_no_json = any(error["type"] in NO_JSON and len(error["loc"]) <= 2 for error in errors)
     return InvalidRequest(
         detail or "the request does not fit the schema",
@@ -44,7 +49,9 @@ def _tell_field(error: Any) -> tuple[str, str]:
     if error["type"] == "json_invalid" and len(error["loc"]) > 1:
         # FastAPI's own: its place is a number of characters, and its message says nothing.
         return "body", f"not JSON: {error['ctx']['error']} at character {error['loc'][1]}"
-    return ".".join(map(str, error["loc"])) or "body", error["msg"].removeprefix("Value error, ")
+    # A field's name may be the caller's own, and as long as the body.
+    name = ".".join(map(str, error["loc"]))[:MAX_NAME_CHARS]
+    return name or "body", error["msg"].removeprefix("Value error, ")
 
 
 def problem_response(error: Sm4llError, request_id: str) -> Response:
