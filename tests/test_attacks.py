@@ -17,6 +17,7 @@ from serve.api.job_events import Follower
 from serve.api.middleware import MAX_BATCH_BODY_BYTES, MAX_TEXT_BODY_BYTES
 from serve.errors import InvalidRequest, NotFound
 from serve.policy import TenantPolicy
+from serve.schemas.keys import KeyMinted
 from serve.schemas.problems import Problem
 from serve.store.engine import Database
 from serve.store.keys import get_key, revoke
@@ -285,6 +286,16 @@ def test_a_draft_keeps_neither_an_old_price_nor_an_old_priority(
     assert (old["priority"], started["priority"]) == ("interactive", "batch")
     (job,) = http.get("/v1/jobs", headers=now).json()["items"]
     assert (job["quote_gpu_s"], job["priority"]) == (new["estimate"]["gpu_s"], "batch")
+
+
+def test_no_log_of_an_answer_holds_a_token(api: FastAPI, http: TestClient) -> None:
+    admin = bearer(add_key_to(api, "house", ("admin",)))
+    made = http.post("/v1/tenants/house/keys", headers=admin, json={"name": "one"})
+    key = KeyMinted.model_validate(made.json())
+    assert key.token not in f"{key!r} {key}"
+    told = http.get("/v1/audit", headers=admin).text
+    assert key.id in told
+    assert key.token.rpartition("_")[2] not in told
 
 
 class TestStore:

@@ -38,7 +38,7 @@ class KeyList(Wire):
 class KeyMinted(KeyCard):
     """A new key, with the secret that nobody can show again."""
 
-    token: str
+    token: str = Field(repr=False)
 
 
 class NewKey(Wire):
