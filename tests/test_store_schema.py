@@ -14,7 +14,12 @@ from tests.stores import opened
 pytestmark = pytest.mark.anyio
 
 # Workers claim across tenants; everything else is found through its tenant.
-ACROSS_TENANTS = {"ix_jobs_runnable", "ix_jobs_leases", "ix_webhook_deliveries_due"}
+ACROSS_TENANTS = {
+    "ix_jobs_deadlines",
+    "ix_jobs_runnable",
+    "ix_jobs_leases",
+    "ix_webhook_deliveries_due",
+}
 
 
 def describe(connection: Connection) -> dict[str, Any]:

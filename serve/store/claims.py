@@ -123,7 +123,7 @@ class Claims:
         now = self._now()
         late = (
             select(Job)
-            .where(is_in(JobState.QUEUED), Job.deadline_at <= now)
+            .where(is_in(JobState.QUEUED), Job.deadline_at.is_not(None), Job.deadline_at <= now)
             .order_by(Job.tenant_id, Job.id)
             .limit(MAX_REAPED)
             .with_for_update(skip_locked=True)

@@ -201,6 +201,7 @@ class Asset(Table):
 
 
 QUEUED = text("state = 'queued'")
+DUE_QUEUED = text("state = 'queued' AND deadline_at IS NOT NULL")
 RUNNING = text("state = 'running'")
 
 
@@ -221,6 +222,13 @@ class Job(Table):
             postgresql_where=QUEUED,
         ),
         Index("ix_jobs_leases", "lease_expires_at", sqlite_where=RUNNING, postgresql_where=RUNNING),
+        # Few jobs have a deadline: without this, every look for late ones reads all that wait.
+        Index(
+            "ix_jobs_deadlines",
+            "deadline_at",
+            sqlite_where=DUE_QUEUED,
+            postgresql_where=DUE_QUEUED,
+        ),
         Index(
             "ix_jobs_tenant_runnable",
             "tenant_id",

@@ -25,6 +25,10 @@ def upgrade() -> None:
         ["tenant_id", "batch_id", "cell"],
         unique=False,
     )
+    due = sa.text("state = 'queued' AND deadline_at IS NOT NULL")
+    op.create_index(
+        "ix_jobs_deadlines", "jobs", ["deadline_at"], sqlite_where=due, postgresql_where=due
+    )
     _create_usage_counters()
     _create_batches()
     _create_webhook_secrets()
@@ -34,6 +38,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     for table in ("webhook_deliveries", "webhook_secrets", "batches", "usage_counters"):
         op.drop_table(table)
+    op.drop_index("ix_jobs_deadlines", "jobs")
     op.drop_index(op.f("ix_jobs_tenant_id_batch_id_cell"), "jobs")
     for column in ("cell", "batch_id", "version"):
         op.drop_column("jobs", column)
