@@ -26,7 +26,7 @@ def gateway(
 
 
 def tenancy(
-    seconds: Annotated[float, typer.Option(help="Per cell of the table.")] = 6.0,
+    seconds: Annotated[float, typer.Option(help="Per cell of the table, for each.")] = 10.0,
     output: Output = None,
 ) -> None:
     """The gateway with key, limits, fair queue and ledger, beside the same one without tenants."""
@@ -67,13 +67,15 @@ def fairness(
     replicas: Annotated[int, typer.Option(help="Of the expert.")] = 8,
     pass_s: Annotated[float, typer.Option(help="What one pass takes.")] = 1.0,
     permits: Annotated[int | None, typer.Option(help="Instead of the default.")] = None,
+    jobs: Annotated[int, typer.Option(help="Of the other; 0: 100 connections.")] = 10_000,
     seconds: Annotated[float, typer.Option(help="Alone, and beside the other.")] = 30.0,
     output: Output = None,
 ) -> None:
-    """One tenant's p95 on a running cluster, alone and beside one with 100 requests waiting."""
+    """One tenant's p95 on a running cluster, alone and beside one that queued 10,000 jobs."""
     export_ray_flags()
     named = [] if permits is None else ["--permits", str(permits)]
     said = ["--replicas", str(replicas), "--pass-s", str(pass_s), "--seconds", str(seconds)]
+    said += ["--jobs", str(jobs)]
     _run("fairness", *said, *named, output=output)
 
 
