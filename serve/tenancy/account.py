@@ -76,7 +76,8 @@ class Charge:
         Raises:
             QuotaExhausted, StoreUnavailable: it never will be; nothing may be answered.
         """
-        await asyncio.shield(self._written)
+        # Nobody else waits for it: a caller who leaves cancels it, and it is written all the same.
+        await self._written
         self._is_closed = True
         self._ledger.close(
             Settlement(
@@ -91,7 +92,7 @@ class Charge:
 
     def end(self) -> None:
         """Give back what was not settled; also where its writing is still under way."""
-        if self._is_closed or (self._written.done() and self._written.exception() is not None):
+        if self._is_closed or self._is_refused():
             return
         self._is_closed = True
         self._ledger.close(
@@ -101,6 +102,10 @@ class Charge:
                 day=self._day,
             )
         )
+
+    def _is_refused(self) -> bool:
+        written = self._written
+        return written.done() and not written.cancelled() and written.exception() is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +142,7 @@ class Account:
         charge = Charge(self.ledger, reservation, known_day(now), written)
         try:
             if not is_ample:
-                await asyncio.shield(written)
+                await written
             yield charge
         finally:
             charge.end()
