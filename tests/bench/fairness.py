@@ -1,13 +1,15 @@
-"""One tenant's p95 on a running cluster, alone and beside one that keeps 100 requests waiting.
+"""One tenant's p95 on a running cluster, alone and beside one that has 10,000 jobs waiting.
 
-The expert is the no-op one that takes its time asleep, a fifth more or less, so that the devices
-are what everybody waits for, and not this machine's processors.
+Or, without jobs, beside one whose 100 connections each have a request waiting. The expert is the
+no-op one that takes its time asleep, a fifth more or less, so that the devices are what everybody
+waits for, and not this machine's processors.
 """
 
 import argparse
 import asyncio
 import datetime as dt
 import json
+import math
 import os
 import random
 import subprocess
@@ -15,7 +17,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from rich.console import Console
 
 from serve.client import Client
 from serve.local import LocalCluster, LocalOptions
+from serve.schemas.batches import BatchPerson, BatchProduct, BatchRequest
 from serve.schemas.keys import NewKey
 from serve.schemas.tenants import NewTenant
 from serve.settings import free_port
@@ -39,7 +43,6 @@ name: paced
 title: Takes its time
 status: benchmark
 licence: {{name: none, commercial_use: true}}
-imaging: passthrough
 backend: {{kind: noop, seconds: {pass_s}, spread: 0.2, steps: 4}}
 """
 FAMILY = """
@@ -61,6 +64,8 @@ class Setting:
     replicas: int
     pass_s: float
     permits: int | None
+    jobs: int
+    """Of the greedy tenant, all of them interactive; none where it has connections."""
     connections: int
     seconds: float
 
@@ -71,6 +76,7 @@ class Result:
     alone_s: Sequence[float]
     beside_s: Sequence[float]
     greedy_per_s: float
+    """What the devices did for it while both asked."""
     failures: Sequence[str]
 
     @property
@@ -156,8 +162,25 @@ def measure(cluster: LocalCluster, port: int, setting: Setting, folder: Path) ->
     # The first calls teach the gate what a pass takes.
     asyncio.run(call_now_and_then(cluster.url, light, setting, seed=0))
     alone_s = asyncio.run(call_now_and_then(cluster.url, light, setting, seed=1))
-    request = folder / "request"
-    request.write_bytes(whole_request(cluster.url, greedy))
+    keep_busy = queue_jobs if setting.jobs else keep_calling
+    with keep_busy(cluster.url, port, greedy, setting, folder) as greed:
+        beside_s = asyncio.run(call_now_and_then(cluster.url, light, setting, seed=1))
+    return Result(setting, alone_s, beside_s, greed.per_s, greed.failures)
+
+
+@dataclass
+class Greed:
+    """What the greedy tenant got; known when it has ended."""
+
+    per_s: float = 0.0
+    failures: Sequence[str] = ()
+
+
+@contextmanager
+def keep_calling(url: str, port: int, key: str, setting: Setting, folder: Path) -> Iterator[Greed]:
+    """So many connections, each with a request that waits."""
+    request, greed = folder / "request", Greed()
+    request.write_bytes(whole_request(url, key))
     lead_s = 5 * setting.pass_s
     command = [
         *(sys.executable, str(LOAD), "--port", str(port), "--request", str(request)),
@@ -166,9 +189,39 @@ def measure(cluster: LocalCluster, port: int, setting: Setting, folder: Path) ->
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
         time.sleep(lead_s)  # until the queue is full
-        beside_s = asyncio.run(call_now_and_then(cluster.url, light, setting, seed=1))
+        yield greed
         told = json.loads(load.communicate()[0])
-    return Result(setting, alone_s, beside_s, told["per_s"], told["failures"])
+    greed.per_s, greed.failures = told["per_s"], told["failures"]
+
+
+@contextmanager
+def queue_jobs(url: str, port: int, key: str, setting: Setting, folder: Path) -> Iterator[Greed]:
+    """So many jobs, all accepted at once and none of them behind interactive work."""
+    greed = Greed()
+    with Client(url, api_key=key) as client:
+        pictures = (photo(), photo(64, 64), box_mask())
+        person, product, mask = (client.assets.upload(encoded(each)).id for each in pictures)
+        side = math.isqrt(setting.jobs)
+        batch = client.batches.create(
+            BatchRequest(
+                expert="top",
+                version="paced",
+                products=tuple(BatchProduct(sku=f"s{n}", image=product) for n in range(side)),
+                persons=tuple(
+                    BatchPerson(name=f"p{n}", image=person, mask=mask) for n in range(side)
+                ),
+                priority="interactive",
+                start=True,
+            )
+        )
+        while client.batches.get(batch.id).counts.succeeded < setting.replicas:
+            time.sleep(0.2)
+        before, started_s = client.batches.get(batch.id).counts, time.perf_counter()
+        yield greed
+        after, ended_s = client.batches.get(batch.id).counts, time.perf_counter()
+        greed.per_s = (after.succeeded - before.succeeded) / (ended_s - started_s)
+        greed.failures = [f"{after.failed} failed jobs"] if after.failed else []
+        client.batches.cancel(batch.id)
 
 
 def run(setting: Setting) -> Result:
@@ -207,16 +260,19 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--pass-s", type=float, default=1.0)
     parser.add_argument("--permits", type=int, default=None, help="instead of the default")
+    parser.add_argument("--jobs", type=int, default=10_000, help="0: connections instead")
     parser.add_argument("--connections", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--output", type=Path)
     arguments = vars(parser.parse_args())
     output = arguments.pop("output")
     result = run(Setting(**arguments))
+    setting = result.setting
+    greed = f"{setting.jobs} jobs" if setting.jobs else f"{setting.connections} connections"
     lines = [
         f"{dt.date.today()}, {os.cpu_count()} cores, one router; {len(result.alone_s)} and "
         f"{len(result.beside_s)} calls of the light tenant ({LIGHT_SHARE:.0%} of the devices), "
-        f"{result.setting.connections} connections of the greedy one",
+        f"{greed} of the greedy one",
         "",
         "| replicas | permits | a pass | alone p50 / p95 | beside p50 / p95 | p95 ratio | busy |",
         "|---|---|---|---|---|---|---|",
