@@ -214,6 +214,27 @@ async def test_expert_is_asked_before_the_disk_while_the_budget_is_ample(
         await settling
 
 
+async def test_an_answer_waits_for_no_head_start(
+    ledger: UsageLedger, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.tenancy.ledger.HEAD_START_S", 3600.0)
+    async with account(ledger).charge(quote()) as charge:
+        await asyncio.wait_for(charge.settle(gpu_ms=700, images=1), 5)
+    await ledger.flush()
+    assert (await entry(disk)).state is LedgerState.SETTLED
+
+
+async def test_a_reservation_waits_less_than_the_settlement_before_it(
+    ledger: UsageLedger, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.tenancy.ledger.LINGER_S", 3600.0)
+    await ledger.reserve(wish("tr_1"), NO_LIMIT)
+    ledger.close(cost("tr_1"))
+    written = ledger.reserve(wish("tr_2"), NO_LIMIT, is_awaited=False)
+    assert await asyncio.wait_for(written, 5)
+    assert (await entry(disk)).state is LedgerState.SETTLED
+
+
 async def test_near_its_end_the_budget_is_asked_first(ledger: UsageLedger, disk: Disk) -> None:
     tight = Budget(gpu_ms=100_000)
     async with account(ledger, "tr_0", tight).charge(quote()):  # nothing known: asked

@@ -76,6 +76,8 @@ class Charge:
         Raises:
             QuotaExhausted, StoreUnavailable: it never will be; nothing may be answered.
         """
+        if not self._written.done():
+            self._ledger.hurry()
         # Nobody else waits for it: a caller who leaves cancels it, and it is written all the same.
         await self._written
         self._is_closed = True
@@ -138,7 +140,7 @@ class Account:
             expires_at=now + timedelta(seconds=quote.timeout_s + EXPIRY_MARGIN_S),
         )
         is_ample = self.ledger.is_ample(reservation, self.budget)
-        written = self.ledger.reserve(reservation, self.budget)
+        written = self.ledger.reserve(reservation, self.budget, is_awaited=not is_ample)
         charge = Charge(self.ledger, reservation, known_day(now), written)
         try:
             if not is_ample:

@@ -31,6 +31,9 @@ from serve.store.ledger import (
 )
 from serve.store.ledger_records import period_of, utc_day
 
+HEAD_START_S = 0.001
+"""How long the work goes first, where it need not wait for its reservation: begun at once, writing
+takes the processor from the call to the expert, which then comes a millisecond later."""
 LINGER_S = 0.05
 """How long a settlement waits for a reservation to go with."""
 RETRY_S = 1.0
@@ -97,8 +100,13 @@ class UsageLedger:
             budget.images, counter.settled_images, open_images
         )
 
-    def reserve(self, reservation: Reservation, budget: Budget) -> "asyncio.Future[bool]":
+    def reserve(
+        self, reservation: Reservation, budget: Budget, *, is_awaited: bool = True
+    ) -> "asyncio.Future[bool]":
         """Begin to write a reservation; the future is done when it is on disk, or refused.
+
+        Args:
+            is_awaited: False where the work goes on meanwhile; `hurry` says when it waits.
 
         Raises:
             QuotaExhausted, StoreUnavailable: from the future.
@@ -110,8 +118,15 @@ class UsageLedger:
             known.unwritten_images += reservation.images
         opening = Opening(reservation=reservation, budget=budget)
         self._pending.append(_Pending(opening, written))
-        self._wake()
+        if is_awaited:
+            self._wake()
+        else:
+            self._wake_after(HEAD_START_S)
         return written
+
+    def hurry(self) -> None:
+        """Somebody waits now for what is pending."""
+        self._wake()
 
     def close(self, closing: Closing) -> None:
         """Settle or release soon; the caller has nothing to wait for."""
@@ -138,8 +153,14 @@ class UsageLedger:
         self._pending.clear()
 
     def _wake_after(self, seconds: float) -> None:
-        if self._timer is None and self._writer is None:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._wake)
+        if self._writer is not None:
+            return  # it takes what came meanwhile
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + seconds:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(seconds, self._wake)
 
     def _wake(self) -> None:
         if self._timer is not None:
