@@ -14,7 +14,7 @@ from serve.store.engine import Database
 from serve.store.ledger import Budget, read_counter, release_expired
 from serve.store.tables import LedgerEntry, LedgerState
 from serve.tenancy.account import EXPIRY_MARGIN_S, Account, Quote
-from serve.tenancy.ledger import UsageLedger
+from serve.tenancy.ledger import MAX_HEAD_START_S, MIN_HEAD_START_S, UsageLedger
 from tests.stores import START, FakeClock, add_tenant
 from tests.test_ledger import cost, read_counters, read_sums, wish
 
@@ -217,11 +217,38 @@ async def test_expert_is_asked_before_the_disk_while_the_budget_is_ample(
 async def test_an_answer_waits_for_no_head_start(
     ledger: UsageLedger, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.tenancy.ledger.HEAD_START_S", 3600.0)
+    monkeypatch.setattr(ledger, "_head_start_s", 3600.0)
     async with account(ledger).charge(quote()) as charge:
         await asyncio.wait_for(charge.settle(gpu_ms=700, images=1), 5)
     await ledger.flush()
     assert (await entry(disk)).state is LedgerState.SETTLED
+
+
+async def test_what_comes_while_one_is_written_goes_together_and_waits_for_whoever_waits(
+    ledger: UsageLedger, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "_head_start_s", 3600.0)
+    disk.is_open.clear()
+    first = ledger.reserve(wish("tr_1"), NO_LIMIT)
+    await disk.is_asked.wait()
+    others = [ledger.reserve(wish(f"tr_{n}"), NO_LIMIT, is_awaited=False) for n in range(2, 9)]
+    disk.is_open.set()
+    await first
+    await asyncio.sleep(0)
+    assert not any(other.done() for other in others)  # nobody waits for them yet
+    num_before = disk.num_writes
+    ledger.hurry()
+    await asyncio.wait_for(asyncio.gather(*others), 5)
+    assert disk.num_writes == num_before + 1
+
+
+async def test_the_head_start_is_half_of_what_work_takes_until_it_needs_its_reservation(
+    ledger: UsageLedger,
+) -> None:
+    for lead_s, head_start_s in ((0.012, 0.006), (30.0, MAX_HEAD_START_S), (0.0, MIN_HEAD_START_S)):
+        for _ in range(100):
+            ledger.note_lead(lead_s)
+        assert ledger._head_start_s == pytest.approx(head_start_s, rel=0.01)
 
 
 async def test_a_reservation_waits_less_than_the_settlement_before_it(

@@ -1,6 +1,7 @@
 """What one request is charged to: a reservation around the work, closed however that ends."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Charge:
         self._day = day
         self._written = written
         self._is_closed = False
+        self._began_s = time.monotonic()
 
     def check(self) -> None:
         """Before something expensive is begun: has it been refused meanwhile?
@@ -76,6 +78,7 @@ class Charge:
         Raises:
             QuotaExhausted, StoreUnavailable: it never will be; nothing may be answered.
         """
+        self._ledger.note_lead(time.monotonic() - self._began_s)
         if not self._written.done():
             self._ledger.hurry()
         # Nobody else waits for it: a caller who leaves cancels it, and it is written all the same.

@@ -31,9 +31,14 @@ from serve.store.ledger import (
 )
 from serve.store.ledger_records import period_of, utc_day
 
-HEAD_START_S = 0.001
-"""How long the work goes first, where it need not wait for its reservation: begun at once, writing
-takes the processor from the call to the expert, which then comes a millisecond later."""
+MIN_HEAD_START_S = 0.001
+"""How long the work goes first at least, where it need not wait for its reservation: begun at once,
+writing takes the processor from the call to the expert."""
+MAX_HEAD_START_S = 0.02
+HEAD_START = 0.5
+"""Of the time that work took lately until it needed its reservation: so long others may come, to
+share the transaction, and there is time left to write it."""
+LEARNING = 0.1
 LINGER_S = 0.05
 """How long a settlement waits for a reservation to go with."""
 RETRY_S = 1.0
@@ -78,6 +83,9 @@ class UsageLedger:
         self._known: dict[str, _Known] = {}
         self._writer: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._head_start_s = MIN_HEAD_START_S
+        self._is_awaited = False
+        """Whether somebody waits for what is pending."""
 
     def now(self) -> datetime:
         """The clock that its entries are dated by."""
@@ -119,14 +127,20 @@ class UsageLedger:
         opening = Opening(reservation=reservation, budget=budget)
         self._pending.append(_Pending(opening, written))
         if is_awaited:
-            self._wake()
+            self.hurry()
         else:
-            self._wake_after(HEAD_START_S)
+            self._wake_after(self._head_start_s)
         return written
 
     def hurry(self) -> None:
         """Somebody waits now for what is pending."""
+        self._is_awaited = True
         self._wake()
+
+    def note_lead(self, lead_s: float) -> None:
+        """Learn how long work goes on before it needs its reservation."""
+        wanted_s = min(max(HEAD_START * lead_s, MIN_HEAD_START_S), MAX_HEAD_START_S)
+        self._head_start_s += LEARNING * (wanted_s - self._head_start_s)
 
     def close(self, closing: Closing) -> None:
         """Settle or release soon; the caller has nothing to wait for."""
@@ -138,8 +152,12 @@ class UsageLedger:
 
     async def flush(self) -> None:
         """Wait until everything pending is written, or cannot be."""
-        self._wake()
-        while self._writer is not None:
+        num_left = len(self._pending) + 1
+        while self._writer is not None or len(self._pending) < num_left:
+            num_left = len(self._pending)
+            self.hurry()
+            if self._writer is None:
+                return
             await asyncio.shield(self._writer)
 
     async def shut_down(self) -> None:
@@ -170,12 +188,14 @@ class UsageLedger:
             self._writer = asyncio.get_running_loop().create_task(self._write_all())
 
     async def _write_all(self) -> None:
+        retry_s = 0.0
         try:
             while taken := self._take():
                 try:
                     await self._write(taken)
                 except StoreUnavailable as exc:
                     self._put_off(taken, exc)
+                    retry_s = RETRY_S
                     break
                 except Exception:
                     # Nobody may wait forever for what a mistake of ours has ended.
@@ -183,14 +203,24 @@ class UsageLedger:
                     self._forget_unwritten(taken)
                     for pending in taken:
                         _fail(pending, StoreUnavailable("The usage ledger failed."))
+                if not self._is_awaited:
+                    break  # what came meanwhile waits for company
         finally:
             self._writer = None
             if self._pending:
-                self._wake_after(RETRY_S)
+                self._wake_after(retry_s or self._patience_s())
+
+    def _patience_s(self) -> float:
+        """How long what is pending may wait while nobody waits for it."""
+        is_opening = any(pending.written is not None for pending in self._pending)
+        return self._head_start_s if is_opening else LINGER_S
 
     def _take(self) -> list[_Pending]:
         count = min(len(self._pending), MAX_POSTINGS)
-        return [self._pending.popleft() for _ in range(count)]
+        taken = [self._pending.popleft() for _ in range(count)]
+        # What is left after so many has been waiting as long as they.
+        self._is_awaited = bool(self._pending)
+        return taken
 
     async def _write(self, taken: list[_Pending]) -> None:
         """All in one transaction; one by one where that fails and the database is not to blame.
