@@ -85,6 +85,7 @@ stores = typer.Typer(
     help="The database and the blobs that what must survive is kept in.", no_args_is_help=True
 )
 stores.command()(store.upgrade)
+stores.command()(store.prepare)
 stores.command()(store.check)
 stores.command()(store.sweep)
 app.add_typer(stores, name="store")

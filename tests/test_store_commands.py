@@ -7,12 +7,13 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from serve.commands.store import check, upgrade
+from serve.commands.store import check, prepare, upgrade
 from serve.settings import free_port
 
 app = typer.Typer()
 app.command()(upgrade)
 app.command()(check)
+app.command()(prepare)
 
 
 @pytest.fixture
@@ -70,3 +71,13 @@ def test_blobs_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     done = store("check", variables)
     assert done.exit_code == 1
     assert "Blobs: no" in done.output
+
+
+def test_prepared_store_has_an_administrators_key_and_keeps_it(variables: dict[str, str]) -> None:
+    first, again = store("prepare", variables), store("prepare", variables)
+    assert first.exit_code == 0, first.output
+    assert first.output == again.output
+    file = Path(variables["SM4LL_DATA_DIR"]) / "local.key"
+    assert f"Key: {file.read_text().strip()} " in first.output
+    assert file.stat().st_mode & 0o077 == 0
+    assert store("check", variables).exit_code == 0

@@ -39,6 +39,25 @@ def upgrade() -> None:
     out.print(f"The database is at revision {revision}.")
 
 
+def prepare() -> None:
+    """As `upgrade`, and make the tenants of SM4LL_TENANTS and the first administrator's key.
+
+    What `sm4ll up` does by itself; run it once before `serve run` or `serve deploy`. The key is
+    kept in SM4LL_DATA_DIR/local.key (mode 0600), where the commands find it; again it is the same.
+
+    For example: SM4LL_DATABASE_URL=postgresql://sm4ll@db/sm4ll sm4ll store prepare
+    """
+    from serve.settings import local_key_file
+    from serve.tenancy.embedded import prepare_store
+
+    settings = Settings()
+    try:
+        token = asyncio.run(prepare_store(settings))
+    except (ConfigError, Sm4llError) as exc:
+        _refuse("The store was not prepared", exc)
+    out.print(f"Key: {token}   (in {local_key_file(settings)})", markup=False, highlight=False)
+
+
 def check() -> None:
     """Say whether database and blobs answer, and whether the tables are those of this version.
 
