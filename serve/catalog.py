@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from deployments.bundle import Bundle
 from serve.config import FamilyConfig, VersionId
 from serve.errors import Forbidden, NotFound
+from serve.experiments.assignment import Assignment
 from serve.messages import Expert
 from serve.policy import TenantPolicy
 
@@ -18,7 +19,10 @@ class Choice:
 
     bundle: Bundle
     arm: str
-    """`default`, or `explicit` when the caller named the version."""
+    """Of the experiment; `explicit` where the caller named the version, `pinned` where its
+    collection is, `default` otherwise."""
+    assignment: Assignment | None = None
+    """Where an experiment chose."""
 
 
 class Catalog:

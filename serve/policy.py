@@ -6,8 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve.messages import Expert
 
-Scope = Literal["tryon", "jobs", "review", "admin"]
-SCOPES: tuple[Scope, ...] = ("tryon", "jobs", "review", "admin")
+Scope = Literal["tryon", "jobs", "versions", "review", "admin"]
+"""`versions`: may name the version it wants, and pin a collection to versions."""
+SCOPES: tuple[Scope, ...] = ("tryon", "jobs", "versions", "review", "admin")
 Priority = Literal["interactive", "batch"]
 
 DAY_S = 86_400.0

@@ -103,6 +103,7 @@ def _common(
         "licence": bundle.licence.name,
         "commercial_use": bundle.licence.commercial_use,
         "arm": choice.arm,
+        "experiment": None if choice.assignment is None else choice.assignment.experiment,
         "quality": work.options.quality,
         "batch_size": reply.batch_size,
         "batch_id": reply.batch_id,

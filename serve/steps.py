@@ -9,7 +9,9 @@ import numpy as np
 
 from deployments.bundle import Bundle, Product
 from serve.admission.ticket import LOCAL_SHARE, Share
-from serve.errors import GenerationFailed
+from serve.catalog import Choice
+from serve.errors import GenerationFailed, Sm4llError
+from serve.experiments.assignment import Party
 from serve.imaging.blend import choose_feather_px
 from serve.imaging.canvas import build_canvas, trim_clear_border
 from serve.imaging.colour import crop_to_srgb, to_srgb, to_srgb_rgba
@@ -64,6 +66,10 @@ class TryOnWork:
     """Which versions it may get; all of them where one was chosen when it was accepted."""
     progress: Progress | None = None
     """Who follows it step by step; a synchronous caller does not."""
+    party: Party | None = None
+    """Whom experiments may ask about; nobody takes part without one."""
+    choice: Choice | None = None
+    """Where the version was chosen before, as a job's is when it is accepted."""
     account: Account | None = None
     """Who pays; nobody where somebody else holds the reservation, as a job's runner does."""
 
@@ -144,6 +150,29 @@ class Answer:
     format: Format
     pasted: Pasted
     proof: OutsideProof
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """One request that took part in an experiment, when it has ended one way or the other."""
+
+    work: TryOnWork
+    choice: Choice
+    """With an assignment."""
+    latency_ms: float
+    """From the first stage to the last, as the receipt's `total`."""
+    error: Sm4llError | None = None
+    """Why there is no result; `Cancelled` where the caller left."""
+    result: TryOnResult | None = None
+    prepared: Prepared | None = None
+    """As far as it came."""
+    reply: ExpertReply | None = None
+
+
+class Witness(Protocol):
+    """Is told of requests in experiments, on the event loop; must neither block nor raise."""
+
+    def saw(self, sighting: Sighting, /) -> None: ...
 
 
 def decode_person(

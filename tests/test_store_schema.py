@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, inspect, text
 
-from serve.store.batch_tables import METADATA
+from serve.store.metadata import METADATA
 from serve.store.engine import Database
 from serve.store.schema import read_schema, upgrade
 from tests.stores import opened
@@ -15,6 +15,7 @@ pytestmark = pytest.mark.anyio
 
 # Workers claim across tenants; everything else is found through its tenant.
 ACROSS_TENANTS = {
+    "ix_exposures_experiment_id_revision_at",
     "ix_jobs_deadlines",
     "ix_jobs_runnable",
     "ix_jobs_leases",
@@ -119,5 +120,7 @@ def test_every_index_of_a_tenants_rows_begins_with_the_tenant() -> None:
 def test_a_row_of_one_tenant_cannot_refer_to_a_row_of_another() -> None:
     for table in METADATA.tables.values():
         for constraint in table.foreign_key_constraints:
+            if "tenant_id" not in constraint.referred_table.columns:
+                continue  # it refers to what is the cluster's, or to a tenant itself
             columns = [column.name for column in constraint.columns]
             assert columns[0] == "tenant_id", constraint.name

@@ -47,7 +47,11 @@ class NewKey(Wire):
     model_config = shown(name="storefront", scopes=["tryon", "jobs"], expires_in_s=7_776_000)
 
     name: Name
-    scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=4)] = ("tryon", "jobs")
+    scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=5)] = (
+        "tryon",
+        "jobs",
+        "versions",
+    )
     expires_in_s: Annotated[float | None, Field(gt=0, le=MAX_LIFETIME_S)] = None
     """It never expires when absent."""
 

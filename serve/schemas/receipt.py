@@ -71,6 +71,10 @@ class Receipt(Wire):
     """`caller` when the request brought its own mask."""
     segmentation_cached: bool
     arm: str
+    """Of the experiment; `explicit` where the caller named the version, `pinned` where its
+    collection is, `default` otherwise."""
+    experiment: str | None = None
+    """Which one chose the version; none where none did."""
     seed: int
     quality: Quality
     num_steps: int

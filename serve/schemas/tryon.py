@@ -1,8 +1,9 @@
 """What a try-on request says and how it is answered."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from serve.messages import Expert
 from serve.schemas.base import Wire, shown
@@ -10,6 +11,22 @@ from serve.schemas.receipt import Blend, Format, Quality, Receipt
 
 Output = Literal["image", "layers"]
 MaskConvention = Literal["white_edits", "black_edits", "alpha_edits"]
+
+# No control characters: PostgreSQL keeps no NUL, and assignment puts a line break between words.
+Word = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+TagName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+TagWord = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f,=]*$")]
+
+
+def split_tags(value: Any) -> Any:
+    """A form's text as the mapping that JSON has."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+    return {name.strip(): word.strip() for name, _, word in pairs}
+
+
+Tags = Annotated[Mapping[TagName, TagWord], Field(max_length=8), BeforeValidator(split_tags)]
 
 
 class TryOnOptions(Wire):
@@ -33,8 +50,17 @@ class TryOnOptions(Wire):
     the region only."""
     output: Output = "image"
     """`layers` answers a zip: final picture, product layer, region, receipt."""
-    unit: str | None = Field(default=None, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")
-    """Whom an experiment keeps on one version: a SKU, collection or user of yours."""
+    unit: Word | None = None
+    """Which of your users it is for: whom an experiment by users keeps on one version."""
+    sku: Word | None = None
+    """Which product it is: what an experiment by SKUs keeps on one version."""
+    collection: Word | None = None
+    """What it belongs to: experiments by collection keep it on one version, and so does a pin."""
+    category: Annotated[Word, Field(max_length=80)] | None = None
+    """What kind of product it is, in your words; reports tell categories apart."""
+    tags: Tags = Field(default_factory=dict)
+    """What else reports shall tell apart, at most 8 words by name; in a form
+    `season=ss27,channel=web`."""
 
 
 class TryOnJson(TryOnOptions):

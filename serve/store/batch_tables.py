@@ -104,7 +104,3 @@ class WebhookDelivery(Table):
     last_error: Mapped[str | None] = mapped_column(String(500))
     created_at: Mapped[datetime]
     delivered_at: Mapped[datetime | None]
-
-
-METADATA = Table.metadata
-"""Of all tables: with this module the last of them is declared."""

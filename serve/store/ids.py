@@ -14,7 +14,7 @@ ID_LENGTH = 4 + NUM_SYMBOLS
 
 ID = re.compile(f"[a-z]{{3}}_[{ALPHABET}]{{{NUM_SYMBOLS}}}")
 
-Prefix = Literal["tnt", "key", "ast", "job", "bat", "whs", "whd"]
+Prefix = Literal["tnt", "key", "ast", "job", "bat", "whs", "whd", "out", "rol"]
 
 
 def new_id(prefix: Prefix) -> str:

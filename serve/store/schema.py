@@ -14,9 +14,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
-from serve.store.batch_tables import METADATA
 from serve.store.engine import Database, PoolOptions
 from serve.store.failures import map_connect_errors
+from serve.store.metadata import METADATA
 from serve.store.sqlite_file import switch_to_log
 
 MIGRATIONS_DIR = Path(__file__).resolve().parent / "migrations"

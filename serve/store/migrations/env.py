@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from serve.store.batch_tables import METADATA
+from serve.store.metadata import METADATA
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA)
 context.run_migrations()

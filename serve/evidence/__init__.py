@@ -1,0 +1,1 @@
+"""What requests in experiments leave behind: exposures, measures of their pictures, shadows."""

@@ -1,0 +1,1 @@
+"""Who gets which version, what that did, and how a version becomes the default."""
