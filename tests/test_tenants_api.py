@@ -140,7 +140,7 @@ def test_token_is_not_kept_for_a_replay(api: FastAPI, http: TestClient) -> None:
 
 def test_key_without_scopes_said_may_try_on_and_make_jobs(http: TestClient) -> None:
     create(http)
-    assert create_key(http)["scopes"] == ["tryon", "jobs"]
+    assert create_key(http)["scopes"] == ["tryon", "jobs", "versions"]
     for scopes in ([], ["everything"]):
         body = {"name": "x", "scopes": scopes}
         assert http.post("/v1/tenants/acme/keys", json=body).status_code == 400
