@@ -1,4 +1,4 @@
-"""What routers choose versions by: one revision that is cheap to ask for, and the rows behind it."""
+"""What routers choose versions by: a revision that is cheap to ask for, and the rows behind it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
