@@ -79,10 +79,23 @@ def _command_of(process: psutil.Process) -> str:
 def up(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """Two routers, two replicas of a no-op expert that takes 0.1 s, one job runner."""
     folder = tmp_path_factory.mktemp("up")
+    with running(folder, postgres.create_database(), FAMILY, {"top.noop": EXPERT}) as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
+def running(
+    folder: Path, database_url: str, family: str, experts: Mapping[str, str]
+) -> Iterator[Up]:
+    """`sm4ll up` on what these documents say, until the block ends.
+
+    Args:
+        experts: bundles by the names of their files, without `.yaml`.
+    """
     (folder / "experts").mkdir()
-    (folder / "experts/top.noop.yaml").write_text(EXPERT)
-    (folder / "family.yaml").write_text(FAMILY)
-    database_url = postgres.create_database()
+    for name, bundle in experts.items():
+        (folder / f"experts/{name}.yaml").write_text(bundle)
+    (folder / "family.yaml").write_text(family)
     with started_redis() as redis:
         settings = {"SM4LL_DATABASE_URL": database_url, "SM4LL_REDIS_URL": redis.url}
         process, url = _start(folder, settings)
