@@ -43,14 +43,19 @@ class Rollout(Table):
     """`serve.designs.RolloutPlan`."""
     state: Mapped[RolloutState] = mapped_column(choice(RolloutState, "state"))
     reason: Mapped[str] = mapped_column(String(500), default="")
+    """What it waits for, or how it ended."""
+    cause: Mapped[str] = mapped_column(String(500), default="")
+    """The reason without its numbers: while it stays the same, nothing is logged again."""
     stage: Mapped[int]
-    """Index into the plan's stages."""
+    """Index into the plan's stages; -1 before the first has begun."""
     revision: Mapped[int]
     """Of the allocation that began the stage: its exposures are what the stage is judged by."""
     stage_started_at: Mapped[datetime]
     approved_stage: Mapped[int | None]
     """The stage that a person allowed to be left."""
     num_decisions: Mapped[int] = mapped_column(default=0)
+    numbers: Mapped[dict[str, Any]]
+    """What was known when it was last looked at; written with the lease."""
     lease_token: Mapped[str | None] = mapped_column(String(32))
     lease_expires_at: Mapped[datetime | None]
     created_by: Mapped[str] = mapped_column(String(200))
