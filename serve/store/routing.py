@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import and_, select, update
 
+from serve.store.audit import lock_audit
 from serve.store.engine import Session
 from serve.store.experiment_tables import (
     Experiment,
@@ -31,12 +32,15 @@ class RoutingRows:
 
 
 async def bump_routing(session: Session) -> int:
-    """Raise the revision, in the transaction of what changes; from here on every other change waits
-    for this one to end.
+    """Raise the revision, in the transaction of what changes.
+
+    Whoever changes rows that others change as well calls `lock_audit` first, as every other
+    administrative act does: then no two of them wait for each other.
 
     Returns:
         The new revision.
     """
+    await lock_audit(session)
     raised = (
         update(RoutingRevision)
         .where(RoutingRevision.id == ROW_ID)
