@@ -1,6 +1,8 @@
 """Which waiting requests share the next pass, and who of them is still waiting for it.
 
 Nobody waits for company: what is compatible when the device comes free runs together, oldest first.
+Spare requests, for which nobody waits, run while there is nothing else: what comes meanwhile stops
+them at their next step.
 """
 
 import secrets
@@ -33,7 +35,7 @@ SHUTTING_DOWN = "the replica is shutting down"
 def batch_key(request: ExpertRequest) -> Hashable:
     """Requests with equal keys may share a pass."""
     shapes = request.crop_hwc.shape, request.product_hwc.shape
-    return request.version, *shapes, request.num_steps, request.guidance
+    return request.version, *shapes, request.num_steps, request.guidance, request.is_spare
 
 
 class Member:
@@ -67,6 +69,10 @@ class Member:
     def leave(self) -> None:
         """Its caller went away."""
         self.reject(Cancelled(f"stopped at {self._place}"))
+
+    def give_way(self) -> None:
+        """Somebody waits for what else there is to do."""
+        self.reject(Cancelled(f"stopped at {self._place}: the replica has other work"))
 
     def expire(self) -> None:
         """Its deadline has passed."""
@@ -114,8 +120,12 @@ class Batcher:
         with self._lock:
             if self._is_closed:
                 raise Overloaded(SHUTTING_DOWN)
+            running = () if request.is_spare else self._members.difference(self._queue)
             self._queue.append(member)
             self._members.add(member)
+        for other in running:
+            if other.request.is_spare:
+                other.give_way()
         member.answer.add_done_callback(lambda _: self._forget(member))
         # One call per member: most find that an earlier one took theirs along.
         self._run_later(self._run_oldest)
@@ -161,11 +171,12 @@ class Batcher:
                 member.reject(GenerationFailed("its pass ended without an answer"))
 
     def _take(self) -> list[Member]:
-        """The oldest, and in their order those after it that fit beside it."""
+        """The oldest, and in their order those after it that fit beside it; the spare ones last."""
         with self._lock:
             if not self._queue:
                 return []
-            first = self._queue.popleft()
+            first = min(self._queue, key=lambda member: member.request.is_spare)
+            self._queue.remove(first)
             max_rows = min(first.max_rows, self._rows_that_fit.get(first.key, first.max_rows))
             batch, others, num_rows = [first], deque[Member](), first.num_rows
             for member in self._queue:

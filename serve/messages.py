@@ -109,6 +109,8 @@ class ExpertRequest:
     num_steps: int = 1
     guidance: float = 0.0
     deadline_unix_s: float | None = None
+    is_spare: bool = False
+    """Nobody waits for it: a replica paints it while it has nothing else to do."""
 
     @property
     def num_bytes(self) -> int:

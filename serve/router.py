@@ -182,8 +182,13 @@ class Router:
 
         async def call(request: ExpertRequest) -> ExpertReply:
             with map_handle_errors(version):
-                handle = transports.choose(request.num_bytes)
-                reply: ExpertReply = await handle.generate.remote(request)
+                response = transports.choose(request.num_bytes).generate.remote(request)
+                try:
+                    reply: ExpertReply = await response
+                except asyncio.CancelledError:
+                    # Serve does that for calls of a request that is closed, for no others.
+                    response.cancel()
+                    raise
             return reply
 
         return call

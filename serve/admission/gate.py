@@ -1,20 +1,30 @@
 """The door to the experts: work waits here, in fair order, until a deployment may be asked.
 
 On the event loop; who is next, and who is refused, is decided in `lane.py`.
+
+Spare work is what nobody waits for: it has a permit only while no other work needs it. What this
+gate cannot see is settled where the device is: a replica stops spare work at its next step when
+other work comes to it, from whichever router (`deployments.batcher`). Two deployments that are
+packed onto one device as fractions of it see neither each other's work nor its spare work: there
+a shadow slows the neighbour as any other request of its version would.
 """
 
 import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from serve.admission.cost import CostModel, count_units
 from serve.admission.lane import MIN_RETRY_AFTER_S, Lane
-from serve.admission.ticket import Share, Ticket
-from serve.errors import DeadlineExceeded
+from serve.admission.ticket import LOCAL_SHARE, Share, Ticket
+from serve.errors import Cancelled, DeadlineExceeded, Overloaded
 from serve.messages import ExpertReply, ExpertRequest
+
+Ask = Callable[[ExpertRequest], Awaitable[ExpertReply]]
+"""Asks a deployment; cancelled, it leaves it."""
 
 
 class Permit:
@@ -53,6 +63,7 @@ class Gate:
         self._unix_time_s = unix_time_s
         self._waiters: dict[Ticket, asyncio.Future[None]] = {}
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
+        self._spare: dict[Ticket, asyncio.Future[ExpertReply]] = {}
 
     def quote(self, request: ExpertRequest) -> float:
         """Predicted GPU-seconds of a request, as its permit would have them."""
@@ -83,6 +94,7 @@ class Gate:
             lane.resize(num, now_s)
             if lane.num_waiting:
                 self._advance(lane)
+            self._reclaim(lane)
 
     @asynccontextmanager
     async def admit(self, request: ExpertRequest, share: Share) -> AsyncIterator[Permit]:
@@ -99,11 +111,49 @@ class Gate:
         try:
             if not lane.offer(ticket, loop.time()):
                 await self._wait(lane, ticket, loop)
+            elif lane.num_spare:
+                self._reclaim(lane)
             yield permit
         finally:
             lane.end(ticket, loop.time())
             if lane.num_waiting:
                 self._advance(lane)
+
+    async def spare(self, request: ExpertRequest, ask: Ask) -> ExpertReply:
+        """Ask a deployment what nobody waits for, if that costs nobody anything.
+
+        It is no load as far as the autoscaler is told, and the deployment's speed is not measured
+        by it. Work that needs its permit starts at once, in its place: that the device may still
+        be at its present step then is all that it costs.
+
+        Raises:
+            Overloaded: no permit is spare; it does not wait for one.
+            Cancelled: it was taken back.
+            Sm4llError: whatever `ask` raised.
+        """
+        lane = self._lanes[request.version]
+        permit = Permit(self._costs, request.version, count_units(request))
+        ticket = Ticket(LOCAL_SHARE, request.version, permit.cost_s)
+        if not lane.lend(ticket):
+            raise Overloaded(f"no permit of {request.version} is spare")
+        asked = asyncio.ensure_future(ask(replace(request, is_spare=True)))
+        self._spare[ticket] = asked
+        try:
+            reply = await asked
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if ticket in self._spare or (caller is not None and caller.cancelling()):
+                raise  # it is the caller who left
+            raise Cancelled(f"{request.version} has other work") from None
+        finally:
+            self._spare.pop(ticket, None)
+            lane.end(ticket, asyncio.get_running_loop().time())
+        permit.learn(reply)
+        return reply
+
+    def _reclaim(self, lane: Lane) -> None:
+        for ticket in lane.reclaim():
+            self._spare.pop(ticket).cancel()
 
     def _deadline_s(self, request: ExpertRequest, loop: asyncio.AbstractEventLoop) -> float:
         if request.deadline_unix_s is None:
@@ -123,6 +173,8 @@ class Gate:
     def _advance(self, lane: Lane) -> None:
         now_s = asyncio.get_running_loop().time()
         turns = lane.advance(now_s)
+        if turns.started:
+            self._reclaim(lane)
         for ticket in turns.started:
             self._resolve(ticket, None)
         for ticket in turns.expired:

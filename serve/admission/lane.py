@@ -55,7 +55,11 @@ class Turns:
 
 
 class Lane:
-    """Never has a free permit while something waits; what was offered ends exactly once."""
+    """Never has a free permit while something waits; what was offered ends exactly once.
+
+    Spare work holds permits that nobody needs, for as long as nobody does. Nothing that is decided
+    about other work looks at it: who starts, waits or is refused, and when, is as without it.
+    """
 
     def __init__(self, limits: LaneLimits):
         self.limits = limits
@@ -63,6 +67,7 @@ class Lane:
         self._drain = DrainRate(limits.rate_guess)
         self._in_flight: dict[Ticket, float] = {}
         self._in_flight_s = 0.0
+        self._spare: dict[Ticket, None] = {}
         self._waiting: set[Ticket] = set()
         self._expiries: list[tuple[float, int, Ticket]] = []
         self._num_offered = 0
@@ -75,6 +80,10 @@ class Lane:
     @property
     def num_in_flight(self) -> int:
         return len(self._in_flight)
+
+    @property
+    def num_spare(self) -> int:
+        return len(self._spare)
 
     def waiting_s(self) -> Counter[str]:
         """Predicted GPU-seconds that wait, per version."""
@@ -126,11 +135,35 @@ class Lane:
             heapq.heappush(self._expiries, (ticket.latest_start_s, self._num_offered, ticket))
         return False
 
+    def lend(self, ticket: Ticket) -> bool:
+        """Start spare work on a free permit; it never waits.
+
+        Returns:
+            False where none is free, and so wherever something waits.
+        """
+        if len(self._in_flight) + len(self._spare) >= self.limits.max_in_flight:
+            return False
+        self._spare[ticket] = None
+        return True
+
+    def reclaim(self) -> tuple[Ticket, ...]:
+        """Take back what was lent and is needed now: call it whenever other work has started.
+
+        Returns:
+            The spare work that must end: the newest, of which least is lost.
+        """
+        num_over = len(self._in_flight) + len(self._spare) - self.limits.max_in_flight
+        num_taken = max(0, min(num_over, len(self._spare)))
+        return tuple(self._spare.popitem()[0] for _ in range(num_taken))
+
     def end(self, ticket: Ticket, now_s: float) -> None:
         """Take back the permit or the place of work that is done or whose caller left.
 
         Does nothing for work that has neither; call `advance` afterwards.
         """
+        if ticket in self._spare:
+            del self._spare[ticket]
+            return
         started_s = self._in_flight.pop(ticket, None)
         if started_s is not None:
             self._in_flight_s = self._in_flight_s - ticket.cost_s if self._in_flight else 0.0
