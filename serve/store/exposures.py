@@ -5,7 +5,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, tuple_, union_all
+from pydantic_core import from_json
+from sqlalchemy import (
+    ColumnElement,
+    Text,
+    and_,
+    cast,
+    delete,
+    func,
+    or_,
+    select,
+    tuple_,
+    union_all,
+)
 
 from serve.store.engine import Session
 from serve.store.experiment_tables import Exposure, Outcome, Verdict
@@ -15,8 +27,8 @@ KEY = (Exposure.tenant_id, Exposure.id, Exposure.is_shadow)
 IDENTITY = ("tenant_id", "id", "is_shadow")
 OPINIONS = frozenset({Verdict.ACCEPTED, Verdict.REJECTED})
 """Of these two the latest counts: people change their minds."""
-PAGE = 5_000
-"""Rows between two turns of the event loop: about 30 ms."""
+PAGED = {"yield_per": 2_000}
+"""Rows between two turns of the event loop: about 10 ms."""
 UNSEEN = {"synchronize_session": False}
 
 
@@ -72,7 +84,14 @@ class Seen:
     nobody was shown."""
 
 
-COLUMNS = tuple(getattr(Exposure, name) for name in Seen.__dataclass_fields__ if name != "verdicts")
+NAMES = tuple(name for name in Seen.__dataclass_fields__ if name != "verdicts")
+DOCUMENTS = ("tags", "metrics", "pictures")
+# As text: SQLAlchemy's own reading of JSON takes as long as all the rest of a row.
+COLUMNS = tuple(
+    cast(getattr(Exposure, name), Text) if name in DOCUMENTS else getattr(Exposure, name)
+    for name in NAMES
+)
+TAGS, METRICS, PICTURES = map(NAMES.index, DOCUMENTS)
 NOTHING: frozenset[str] = frozenset()
 
 
@@ -135,11 +154,17 @@ async def read_exposures(
         .limit(limit)
     )
     found: list[Seen] = []
-    rows = await session.stream(newest, execution_options={"yield_per": PAGE})
+    known_tags: dict[str, Mapping[str, str]] = {}
+    rows = await (await session.connection()).stream(newest, execution_options=PAGED)
     async for page in rows.partitions():
         for row in page:
-            key = (row[0], row[1])
-            values: list[Any] = [*row, NOTHING if row[2] else verdicts.get(key, NOTHING)]
+            said = NOTHING if row[2] else verdicts.get((row[0], row[1]), NOTHING)
+            values: list[Any] = [*row, said]
+            tags = known_tags.get(row[TAGS])
+            if tags is None:
+                tags = known_tags[row[TAGS]] = from_json(row[TAGS])
+            values[TAGS], values[METRICS] = tags, from_json(row[METRICS])
+            values[PICTURES] = None if row[PICTURES] is None else from_json(row[PICTURES])
             found.append(Seen(*values))
     found.reverse()
     return found
@@ -210,7 +235,7 @@ async def _read_verdicts(
     both = union_all(*named).subquery()
     in_order = select(both.c.tenant_id, both.c.id, both.c.verdict).order_by(both.c.at)
     said: dict[tuple[str, str], set[str]] = {}
-    rows = await session.stream(in_order, execution_options={"yield_per": PAGE})
+    rows = await (await session.connection()).stream(in_order, execution_options=PAGED)
     async for page in rows.partitions():
         for tenant_id, exposure_id, verdict in page:
             words = said.setdefault((tenant_id, exposure_id), set())
