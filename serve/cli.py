@@ -116,6 +116,7 @@ for measure in MEASURES:
     benches.command()(measure)
 benches.command()(bench.gpu)
 benches.command()(bench.tenancy)
+benches.command()(bench.assignment)
 app.add_typer(benches, name="bench")
 
 

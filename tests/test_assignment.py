@@ -132,7 +132,7 @@ def test_a_unit_stays_on_its_arm_whatever_else_a_request_says(
     assert first.unit == hash_unit(f"user:acme:{user}")
 
 
-@settings(max_examples=25)
+@settings(deadline=None)
 @given(weights(), st.data())
 def test_only_units_of_arms_that_shrink_move_and_no_more_than_must(
     shares: dict[str, int], data: st.DataObject
@@ -150,7 +150,7 @@ def test_only_units_of_arms_that_shrink_move_and_no_more_than_must(
         before = after
 
 
-@settings(max_examples=25)
+@settings(deadline=None)
 @given(st.lists(weights(2), min_size=1, max_size=5))
 def test_back_and_forth_ends_where_it_began(walk: list[dict[str, int]]) -> None:
     first = reached = allocate(walk[0])
@@ -159,7 +159,7 @@ def test_back_and_forth_ends_where_it_began(walk: list[dict[str, int]]) -> None:
     assert reached == first
 
 
-@settings(max_examples=25)
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(NAMES[1:]), st.integers(0, 3_000)), max_size=5))
 def test_arms_that_trade_with_the_control_alone_give_back_what_they_got(
     steps: list[tuple[str, int]],
@@ -184,7 +184,7 @@ def test_raising_the_coverage_moves_nobody(one: int, two: int, users: list[str])
         assert before is None or assign(high, party(user), ANYTHING) == before
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(1, BUCKETS - 1), st.lists(units, min_size=1, max_size=40, unique=True))
 def test_experiments_of_one_namespace_never_share_a_unit(cut: int, users: list[str]) -> None:
     low = live(id="one", namespace=Namespace(name="eyewear", end=cut))
@@ -206,7 +206,7 @@ def test_the_fallback_is_another_kind_of_unit() -> None:
     assert whole.unit == hash_unit("tenant:acme")
 
 
-@settings(max_examples=25)
+@settings(deadline=None)
 @given(st.sampled_from(["user", "sku", "collection", "request", "tenant"]), units)
 def test_the_same_name_at_two_tenants_is_two_units(kind: Any, name: str) -> None:
     fields = {"user": name, "sku": name, "collection": name, "request_id": name}

@@ -79,6 +79,11 @@ def fairness(
     _run("fairness", *said, *named, output=output)
 
 
+def assignment(output: Output = None) -> None:
+    """Who gets which arm: microseconds for one request, beside one SHA-256."""
+    _run("assignment", output=output)
+
+
 def packing(output: Output = None) -> None:
     """The planner at 1,000 versions on 1,000 GPUs: seconds, and GPUs against the lower bound."""
     _run("packing", output=output)

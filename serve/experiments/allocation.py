@@ -4,8 +4,9 @@ A change of weights takes buckets from the arms that shrink and gives them to th
 no other bucket changes hands: what moves is what must.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from serve.designs import BUCKETS
@@ -25,11 +26,13 @@ class Allocation:
     def shares(self) -> dict[str, int]:
         """Buckets by arm; arms without any are absent."""
         found: dict[str, int] = {}
-        start = 0
-        for end, arm in zip(self.ends, self.arms, strict=True):
+        for start, end, arm in self.ranges():
             found[arm] = found.get(arm, 0) + end - start
-            start = end
         return found
+
+    def ranges(self) -> Iterator[tuple[int, int, str]]:
+        """Start, end (exclusive) and arm."""
+        return zip((0, *self.ends), self.ends, self.arms, strict=False)
 
     def dump(self) -> list[list[Any]]:
         """As the store and the API have it: `[[end, arm], ...]`."""
@@ -57,7 +60,7 @@ def allocate(weights: Mapping[str, int]) -> Allocation:
     Args:
         weights: buckets by arm; they add up to 10000.
     """
-    return _compress(arm for arm, weight in _checked(weights).items() for _ in range(weight))
+    return _join((weight, arm) for arm, weight in _checked(weights).items())
 
 
 def reallocate(before: Allocation, weights: Mapping[str, int]) -> Allocation:
@@ -72,20 +75,41 @@ def reallocate(before: Allocation, weights: Mapping[str, int]) -> Allocation:
     """
     missing = dict(_checked(weights))
     control = next(iter(weights))
-    arms = [
-        arm
-        for start, end, arm in zip((0, *before.ends), before.ends, before.arms, strict=False)
-        for _ in range(end - start)
-    ]
-    owners: list[str | None] = [None] * BUCKETS
-    forwards = [bucket for bucket, arm in enumerate(arms) if arm == control]
-    backwards = [bucket for bucket, arm in enumerate(arms) if arm != control][::-1]
-    for bucket in (*forwards, *backwards):
-        if missing.get(arms[bucket], 0) > 0:
-            missing[arms[bucket]] -= 1
-            owners[bucket] = arms[bucket]
-    growing = iter([arm for arm, number in missing.items() for _ in range(number)])
-    return _compress(arm if arm is not None else next(growing) for arm in owners)
+    ranges = list(before.ranges())
+    pieces: list[tuple[int, int, str | None]] = []
+    for start, end, arm in (each for each in ranges if each[2] == control):
+        cut = start + _keep(missing, arm, end - start)
+        pieces += (start, cut, arm), (cut, end, None)
+    for start, end, arm in (each for each in reversed(ranges) if each[2] != control):
+        cut = end - _keep(missing, arm, end - start)
+        pieces += (start, cut, None), (cut, end, arm)
+    whole = sorted((piece for piece in pieces if piece[0] < piece[1]), key=itemgetter(0))
+    return _join(_hand_out(whole, missing))
+
+
+def _keep(missing: dict[str, int], arm: str, num_buckets: int) -> int:
+    kept = min(num_buckets, missing.get(arm, 0))
+    if kept:
+        missing[arm] -= kept
+    return kept
+
+
+def _hand_out(
+    pieces: Iterable[tuple[int, int, str | None]], missing: Mapping[str, int]
+) -> Iterator[tuple[int, str]]:
+    """Size and arm of every piece, those of nobody given to the arms that grow, in their order."""
+    growing = [(arm, number) for arm, number in missing.items() if number][::-1]
+    for start, end, owner in pieces:
+        if owner is not None:
+            yield end - start, owner
+            continue
+        while start < end:
+            arm, number = growing.pop()
+            taken = min(number, end - start)
+            yield taken, arm
+            start += taken
+            if taken < number:
+                growing.append((arm, number - taken))
 
 
 def count_moved(before: Allocation, after: Allocation) -> int:
@@ -110,13 +134,18 @@ def _checked(weights: Mapping[str, int]) -> Mapping[str, int]:
     return weights
 
 
-def _compress(owners: Iterable[str]) -> Allocation:
+def _join(pieces: Iterable[tuple[int, str]]) -> Allocation:
+    """From sizes and arms in order; neighbours of one arm become one range."""
     ends: list[int] = []
     arms: list[str] = []
-    for bucket, arm in enumerate(owners, start=1):
+    end = 0
+    for size, arm in pieces:
+        if not size:
+            continue
+        end += size
         if arms and arms[-1] == arm:
-            ends[-1] = bucket
+            ends[-1] = end
         else:
-            ends.append(bucket)
+            ends.append(end)
             arms.append(arm)
     return Allocation(tuple(ends), tuple(arms))
