@@ -10,11 +10,12 @@ arm is that whose range of the allocation holds the bucket; `tests/assignment_ve
 examples. SHA-256: FIPS 180-4.
 """
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from operator import attrgetter
+from struct import Struct
 from typing import Self
 
 from serve.designs import BUCKETS, Audience, ExperimentDesign, UnitKind
@@ -23,6 +24,7 @@ from serve.policy import TenantPolicy
 
 SCHEME = "sm4ll/1"
 UNIT_PREFIX = f"{SCHEME}\nunit\n".encode()
+_read_first = Struct(">Q").unpack_from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +139,8 @@ def bucket_of(purpose: str, name: str, salt: str, unit: str) -> int:
 
 
 def _bucket(prefix: bytes, unit: bytes) -> int:
-    digest = hashlib.sha256(prefix + unit).digest()
-    return int.from_bytes(digest[:8], "big") % BUCKETS
+    number: int = _read_first(sha256(prefix + unit).digest())[0]
+    return number % BUCKETS
 
 
 def hash_unit(unit: str) -> str:
@@ -147,7 +149,7 @@ def hash_unit(unit: str) -> str:
 
 
 def _hash(unit: bytes) -> str:
-    return hashlib.sha256(UNIT_PREFIX + unit).hexdigest()[:32]
+    return sha256(UNIT_PREFIX + unit).hexdigest()[:32]
 
 
 def assign(experiment: LiveExperiment, party: Party, policy: TenantPolicy) -> Assignment | None:
@@ -164,7 +166,7 @@ def assign(experiment: LiveExperiment, party: Party, policy: TenantPolicy) -> As
     if named is None:
         return None
     unit = named.encode()
-    for prefix, start, end in experiment.doors:
+    for prefix, start, end in experiment.doors:  # not `all(...)`: a generator costs as a hash does
         if not start <= _bucket(prefix, unit) < end:
             return None
     index = bisect_right(experiment.allocation.ends, _bucket(experiment.arm_prefix, unit))
@@ -182,7 +184,11 @@ def may_use_all(design: ExperimentDesign, policy: TenantPolicy) -> bool:
     if policy.experts is not None and design.expert not in policy.experts:
         return False
     allowed = policy.versions
-    return allowed is None or all(arm.version in allowed for arm in design.arms)
+    if allowed is not None:
+        for arm in design.arms:
+            if arm.version not in allowed:
+                return False
+    return True
 
 
 def unit_of(design: ExperimentDesign, party: Party) -> str | None:

@@ -20,8 +20,8 @@ ARMS = tuple(
     Arm(name=name, version=f"eye@{at}", weight=weight)
     for at, (name, weight) in enumerate(WEIGHTS.items(), start=1)
 )
-NUM_UNITS = 1_000
-ROUNDS = 41
+NUM_UNITS = 200
+ROUNDS = 301
 PARTIES = [Party(tenant_id="acme", request_id="req_1", user=f"user-{n}") for n in range(NUM_UNITS)]
 LISTED = TenantPolicy(experts=("eye",), versions=("eye@1", "eye@2"))
 
