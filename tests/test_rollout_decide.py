@@ -7,7 +7,6 @@ import pytest
 
 from serve.designs import Guardrail, RolloutPlan, Stage
 from serve.experiments.rollout import (
-    BEFORE_FIRST,
     Evidence,
     Finding,
     Readiness,
@@ -15,6 +14,7 @@ from serve.experiments.rollout import (
     decide,
     spend_alpha,
 )
+from serve.store.rollouts import BEFORE_FIRST
 from tests.stores import START
 
 STAGES = (

@@ -9,11 +9,10 @@ from datetime import datetime
 from typing import Any, Literal
 
 from serve.designs import BUCKETS, MetricName, RolloutPlan, Stage
+from serve.store.rollouts import BEFORE_FIRST
 
 Action = Literal["start", "promote", "hold", "roll_back", "finish", "freeze"]
 
-BEFORE_FIRST = -1
-"""The stage of a rollout that has not begun to ask the challenger for anything."""
 ALWAYS_MEASURED: frozenset[MetricName] = frozenset({"errors", "latency_ms"})
 """Whoever is exposed has them: without them nothing is proven."""
 NEVER_COMPARED: frozenset[MetricName] = frozenset({"outside"})
