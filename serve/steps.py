@@ -70,6 +70,8 @@ class TryOnWork:
     """Whom experiments may ask about; nobody takes part without one."""
     choice: Choice | None = None
     """Where the version was chosen before, as a job's is when it is accepted."""
+    subject: str = ""
+    """Whose pictures these are, where the caller said so: what is kept of them goes with them."""
     account: Account | None = None
     """Who pays; nobody where somebody else holds the reservation, as a job's runner does."""
 

@@ -5,9 +5,10 @@ in every language.
              SHA-256(UTF-8 of "sm4ll/1\\n" purpose "\\n" experiment "\\n" salt "\\n" unit) mod 10000
 
 `purpose` is `arm`, `coverage` or, for a namespace, `namespace` with the namespace's name in place
-of the experiment's and no salt. `unit` is `kind:tenant:value`, for a tenant `tenant:tenant`. The
-arm is that whose range of the allocation holds the bucket; `tests/assignment_vectors.json` has
-examples. SHA-256: FIPS 180-4.
+of the experiment's and no salt; or `shadow`, with the request's id in place of the unit (see
+`shadow.py`). `unit` is `kind:tenant:value`, for a tenant `tenant:tenant`. The arm is that whose
+range of the allocation holds the bucket; `tests/assignment_vectors.json` has examples. SHA-256:
+FIPS 180-4.
 """
 
 from bisect import bisect_right
