@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.imaging.difference import LabArray, to_lab
+from serve.difference import LabArray, to_lab
 from serve.imaging.ground import weigh_product
 from serve.imaging.palette import compare_palettes, draw_palette
 from serve.imaging.texture import AREA_SIDE_PX, compare_textures, read_texture
@@ -51,7 +51,7 @@ def measure_fidelity(
     """
     product_rgba = _limit_side(product_rgba)
     product = _read_surface(product_rgba[..., :3], weigh_product(product_rgba))
-    painted = _read_surface(painted_hwc, weight_hw.astype(np.float32) / 255)
+    painted = _read_surface(painted_hwc, np.asarray(weight_hw / 255, np.float32))
     if product is None or painted is None:
         return None
     palette, painted_palette = draw_palette(*product), draw_palette(*painted)

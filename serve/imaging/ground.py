@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.imaging.difference import LabArray, to_lab
+from serve.difference import LabArray, to_lab
 from serve.messages import UInt8Array
 
 FloatArray = NDArray[np.float32]
@@ -28,7 +28,7 @@ def weigh_product(product_rgba: UInt8Array) -> FloatArray:
     """
     alpha_hw = product_rgba[..., 3]
     if np.count_nonzero(alpha_hw < _CLEAR) > _LEAST_CLEAR * alpha_hw.size:
-        return alpha_hw.astype(np.float32) / 255
+        return np.asarray(alpha_hw / 255, np.float32)
     whole = np.ones(alpha_hw.shape, np.float32)
     if min(alpha_hw.shape) < 8:
         return whole

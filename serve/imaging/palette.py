@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from serve.imaging.difference import LabArray, ciede2000
+from serve.difference import LabArray, ciede2000
 
 NUM_COLOURS = 64
 _NUM_PIXELS = 4096

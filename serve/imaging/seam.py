@@ -46,7 +46,7 @@ def _excesses(
     for distance_px in _NEAR_PX:
         for side in (-distance_px, distance_px):
             usual = np.maximum(usual, _step(painted_hwc, rows, columns + side))
-    return np.maximum(crossing - usual, 0)
+    return np.asarray(np.maximum(crossing - usual, 0), np.float32)
 
 
 def _step(

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.imaging.difference import LabArray
+from serve.difference import LabArray
 
 FloatArray = NDArray[np.float32]
 
@@ -84,13 +84,13 @@ def _read_directions(light_hw: FloatArray, inside: FloatArray) -> FloatArray:
     smooth: Any = cv2.GaussianBlur(light_hw, (0, 0), 1.0)
     dx: Any = cv2.Sobel(smooth, cv2.CV_32F, 1, 0, scale=1 / 8)
     dy: Any = cv2.Sobel(smooth, cv2.CV_32F, 0, 1, scale=1 / 8)
-    turn = (np.arctan2(dy, dx) / np.pi) % 1 * _NUM_DIRECTIONS
-    energy = (dx * dx + dy * dy) * inside
-    low = np.floor(turn).astype(int)
-    part = turn - low
-    counts = np.bincount(
-        (low % _NUM_DIRECTIONS).ravel(), ((1 - part) * energy).ravel(), _NUM_DIRECTIONS
-    ) + np.bincount(((low + 1) % _NUM_DIRECTIONS).ravel(), (part * energy).ravel(), _NUM_DIRECTIONS)
+    turn = ((np.arctan2(dy, dx) / np.pi) % 1 * _NUM_DIRECTIONS).ravel()
+    energy = ((dx * dx + dy * dy) * inside).ravel()
+    low = np.floor(turn).astype(int) % _NUM_DIRECTIONS
+    part = turn - np.floor(turn)
+    # Between two directions it counts for both: a small turn of the thing changes little.
+    counts = np.bincount(low, (1 - part) * energy, _NUM_DIRECTIONS)
+    counts += np.bincount((low + 1) % _NUM_DIRECTIONS, part * energy, _NUM_DIRECTIONS)
     # A plain surface has no direction: all the same, rather than those of its grain.
-    counts = counts / max(1.0, float(inside.sum())) + _FLOOR**2 / _NUM_DIRECTIONS
-    return np.asarray(counts / counts.sum(), np.float32)
+    shares = counts / max(1.0, float(inside.sum())) + _FLOOR**2 / _NUM_DIRECTIONS
+    return np.asarray(shares / shares.sum(), np.float32)
