@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deployments.bundle import Bundle
-from serve.catalog import Catalog, Choice
+from serve.catalog import UNLIMITED, Catalog, Choice
 from serve.errors import Conflict, Forbidden
 from serve.experiments.assignment import Assignment, LiveExperiment, Party, assign
 from serve.experiments.book import RoutingBook
@@ -15,6 +15,7 @@ from serve.experiments.pins import Manifest, PinBook, PinnedVersion
 from serve.messages import EXPERTS, Expert
 from serve.policy import TenantPolicy
 from serve.schemas.tryon import TryOnOptions
+from serve.tenancy.caller import Caller
 
 PINNED = "pinned"
 
@@ -57,6 +58,12 @@ class Chooser:
                 return choice
         return self._catalog.choose(options.expert, None, policy)
 
+    def recall(
+        self, expert: Expert, version: str, kept: Mapping[str, Any] | None, policy: TenantPolicy
+    ) -> Choice:
+        """See `load_choice`."""
+        return load_choice(self._catalog, expert, version, kept, policy)
+
     async def pin(self, versions: Mapping[Expert, str] | None, policy: TenantPolicy) -> Manifest:
         """What a collection is pinned to.
 
@@ -94,6 +101,21 @@ class Chooser:
             return None
         bundle = self._catalog.get(assignment.version)
         return None if bundle is None else Choice(bundle, assignment.arm, assignment)
+
+
+def party_of(caller: Caller, options: TryOnOptions, request_id: str | None) -> Party:
+    """
+    Args:
+        request_id: None for work that is many requests.
+    """
+    return Party(
+        tenant_id=caller.tenant_id,
+        request_id=request_id,
+        key_id=caller.key_id,
+        user=options.unit,
+        sku=options.sku,
+        collection=options.collection,
+    )
 
 
 def find_unchanged(catalog: Catalog, pinned: PinnedVersion, who: str) -> Bundle:
@@ -139,7 +161,11 @@ def dump_choice(choice: Choice) -> dict[str, Any]:
 
 
 def load_choice(
-    catalog: Catalog, expert: Expert, version: str, kept: Mapping[str, Any] | None
+    catalog: Catalog,
+    expert: Expert,
+    version: str,
+    kept: Mapping[str, Any] | None,
+    policy: TenantPolicy = UNLIMITED,
 ) -> Choice:
     """What was chosen when the work was accepted.
 
@@ -148,9 +174,10 @@ def load_choice(
 
     Raises:
         NotFound: the version is not deployed any more.
+        Forbidden: the tenant may not use it any more.
         Conflict: it was pinned, and has changed since.
     """
-    bundle = catalog.choose(expert, version).bundle
+    bundle = catalog.choose(expert, version, policy).bundle
     if kept is None:
         return Choice(bundle, "explicit")
     if "bundle_sha256" in kept:

@@ -118,7 +118,7 @@ class Pipeline:
         """
         try:
             async with asyncio.timeout(work.timeout_s):
-                choice = self._catalog.choose(
+                choice = work.choice or self._catalog.choose(
                     work.options.expert, work.options.version, work.policy
                 )
                 if choice.bundle.imaging == "passthrough":

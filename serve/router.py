@@ -139,6 +139,7 @@ class Router:
             run=self._pipeline.run,
             fetch=self._fetch,
             limits=self._limits,
+            catalog=self._catalog,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -6,6 +6,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from serve.errors import ConfigError
+from serve.experiments.book import RoutingBook
+from serve.experiments.pins import PinBook
 from serve.settings import Settings
 from serve.store.blobs import Blobs
 from serve.store.engine import Database
@@ -33,6 +35,8 @@ class Services:
     sweeper: Sweeper
     ledger: UsageLedger
     limits: TenantLimits
+    routing: RoutingBook
+    pins: PinBook
 
     async def close(self) -> None:
         # One that fails takes nothing from the others: what is not written here was used for free.
@@ -42,6 +46,7 @@ class Services:
                 self.limits.close,
                 self.ledger.shut_down,
                 self.keys.flush,
+                self.routing.flush,
             ):
                 stack.push_async_callback(end)
 
@@ -67,6 +72,8 @@ def open_services(settings: Settings) -> Services:
         sweeper=Sweeper(database, blobs, assets, first_answers),
         ledger=UsageLedger(database),
         limits=open_limits(redis_url),
+        routing=RoutingBook(database),
+        pins=PinBook(database),
     )
 
 

@@ -131,6 +131,7 @@ def build_local_api(
         run=pipeline.run,
         fetch=fetch,
         limits=limits,
+        catalog=catalog,
     )
     config = jobs or JobsConfig(poll_s=0.02)
     run_jobs_with(

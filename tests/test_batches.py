@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, func, select
 
+from serve.catalog import Choice
 from serve.config import FetchConfig
 from serve.errors import Conflict, NotFound, QuotaExhausted, RateLimited
 from serve.jobs.batches import Batches, UrlRules
@@ -43,8 +44,11 @@ class Version:
 class Counter:
     """Chooses and prices as a submission does, at one GPU-second a cell."""
 
-    def choose(self, caller: Caller, options: Any) -> Version:
-        return Version()
+    async def choose(self, caller: Caller, options: Any, request_id: str | None) -> Choice:
+        return Choice(Version(), "default")  # type: ignore[arg-type]
+
+    def recall(self, caller: Caller, expert: str, version: str, kept: Any) -> Choice:
+        return Choice(Version(), "default")  # type: ignore[arg-type]
 
     def quote_s(self, bundle: Any, options: Any) -> float:
         return 1.0

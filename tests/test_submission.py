@@ -21,7 +21,7 @@ def build(database: Database) -> Submission:
     return Submission(
         database=database,
         assets=None,  # type: ignore[arg-type]
-        catalog=None,  # type: ignore[arg-type]
+        chooser=None,  # type: ignore[arg-type]
         limits=ImageLimits(max_bytes=1, max_pixels=1, max_side_px=1),
         predict=lambda version, num_units: 1.0,
         now=FakeClock(),

@@ -19,14 +19,18 @@ from serve.api.keys import build_keys_router
 from serve.api.middleware import BodyLimit, RequestContext
 from serve.api.models import ReadStates, build_models_router
 from serve.api.openapi import install_openapi
+from serve.api.outcomes import build_outcomes_router
 from serve.api.pictures import FetchPicture
 from serve.api.problems import install_problem_handlers
 from serve.api.rate import RateLimit
 from serve.api.tenants import build_audit_router, build_tenants_router
 from serve.api.tryon import build_tryon_router
 from serve.api.usage import build_usage_router
+from serve.api.versions import build_versions_router
 from serve.api.webhooks import build_webhooks_router
 from serve.catalog import Catalog
+from serve.choosing import Chooser
+from serve.experiments.versions import ServedVersions
 from serve.imaging.limits import ImageLimits
 from serve.jobs.quote import PredictUnits
 from serve.pipeline import Pipeline
@@ -59,6 +63,7 @@ def build_api(
         forget: makes the replicas forget pictures that were erased.
     """
     router_config = catalog.family.router
+    chooser = Chooser(catalog, services.routing, services.pins)
 
     @asynccontextmanager
     async def close_services(_: FastAPI) -> AsyncIterator[None]:
@@ -86,21 +91,31 @@ def build_api(
     app.add_middleware(BodyLimit, max_body_bytes=router_config.max_body_mib * 2**20)
     app.add_middleware(RequestContext, is_echoed_outside=is_id_echoed_outside)
     app.include_router(
-        build_tryon_router(pipeline, limits, fetch, router_config.default_timeout_s, services)
+        build_tryon_router(
+            pipeline, chooser, limits, fetch, router_config.default_timeout_s, services
+        )
     )
     erasure = Erasure(services.database, services.assets, services.first_answers, forget)
     app.include_router(build_assets_router(services.assets, erasure, limits))
     app.include_router(build_erasures_router(erasure))
-    desk = open_job_desk(services, catalog, limits, fetch, predict)
+    desk = open_job_desk(services, chooser, catalog, limits, fetch, predict)
     app.include_router(build_jobs_router(desk))
     app.include_router(build_job_events_router(services.database))
-    app.include_router(build_models_router(catalog, read_states))
-    app.include_router(build_batches_router(open_batches(services, catalog, limits, predict)))
+    app.include_router(build_models_router(catalog, services.routing, read_states))
+    batches = open_batches(services, chooser, catalog, limits, predict)
+    app.include_router(build_batches_router(batches))
     app.include_router(build_webhooks_router(services.database, router_config.webhooks))
     app.include_router(build_tenants_router(services.database, services.registry))
     app.include_router(build_keys_router(services.database, services.registry))
     app.include_router(build_audit_router(services.database))
     price = catalog.family.pricing.usd_per_gpu_second
     app.include_router(build_usage_router(services.database, price))
+    app.include_router(
+        build_outcomes_router(services.database, router_config.evidence_retention_s)
+    )
+    served = ServedVersions(
+        services.database, [deployed.version for deployed in catalog.family.experts]
+    )
+    app.include_router(build_versions_router(services.database, served))
     app.include_router(build_health_router(read_waiting))
     return app

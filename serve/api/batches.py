@@ -12,6 +12,7 @@ from serve.api.jobs import repeatable_id, states_of
 from serve.api.paging import DEFAULT_LIMIT, After, Limit
 from serve.api.responses import problems
 from serve.catalog import Catalog
+from serve.choosing import Chooser
 from serve.errors import Conflict
 from serve.imaging.limits import ImageLimits
 from serve.jobs.batches import Batches, UrlRules
@@ -40,7 +41,11 @@ Act = Callable[[Caller, str], Coroutine[Any, Any, object]]
 
 
 def open_batches(
-    services: Services, catalog: Catalog, limits: ImageLimits, predict: PredictUnits
+    services: Services,
+    chooser: Chooser,
+    catalog: Catalog,
+    limits: ImageLimits,
+    predict: PredictUnits,
 ) -> Batches:
     family = catalog.family
     return Batches(
@@ -48,7 +53,7 @@ def open_batches(
         submission=Submission(
             database=services.database,
             assets=services.assets,
-            catalog=catalog,
+            chooser=chooser,
             limits=limits,
             predict=predict,
         ),

@@ -15,6 +15,7 @@ from serve.api.paging import DEFAULT_LIMIT, After, Limit
 from serve.api.pictures import FetchPicture, fetch_pictures
 from serve.api.responses import problems
 from serve.catalog import Catalog
+from serve.choosing import Chooser
 from serve.config import FetchConfig
 from serve.fetching.post import check_webhook_url
 from serve.imaging.limits import ImageLimits
@@ -25,7 +26,7 @@ from serve.services import Services
 from serve.store.claims import Claims
 from serve.store.columns import utc_now
 from serve.store.engine import Database
-from serve.store.ids import derive_id
+from serve.store.ids import derive_id, new_id
 from serve.store.jobs import find_place, get_job, list_jobs
 from serve.store.tables import Job, JobState
 from serve.telemetry import Stopwatch
@@ -69,14 +70,15 @@ class JobDesk:
         if options.webhook_url is not None:
             check_webhook_url(options.webhook_url, self._webhooks)
         # Before anything is fetched for nothing.
-        self._submission.choose(caller, options)
+        job_id = repeatable_id(request, "job") or new_id("job")
+        choice = await self._submission.choose(caller, options, job_id)
         pictures = await self._gather(caller, form)
-        job_id = repeatable_id(request, "job")
-        return await self.describe(await self._submission.submit(caller, options, pictures, job_id))
+        job = await self._submission.submit(caller, options, pictures, choice, job_id)
+        return await self.describe(job)
 
     async def repeat(self, caller: Caller, job_id: str, request: Request) -> JobCard:
-        new_id = repeatable_id(request, "job")
-        return await self.describe(await self._submission.repeat(caller, job_id, new_id))
+        repeated_id = repeatable_id(request, "job")
+        return await self.describe(await self._submission.repeat(caller, job_id, repeated_id))
 
     async def _gather(self, caller: Caller, form: TryOnForm) -> Pictures:
         load = partial(self._assets.load, caller.tenant_id, is_live=True)
@@ -118,6 +120,7 @@ class JobDesk:
 
 def open_job_desk(
     services: Services,
+    chooser: Chooser,
     catalog: Catalog,
     limits: ImageLimits,
     fetch: FetchPicture,
@@ -134,7 +137,7 @@ def open_job_desk(
         submission=Submission(
             database=services.database,
             assets=services.assets,
-            catalog=catalog,
+            chooser=chooser,
             limits=limits,
             predict=predict,
         ),

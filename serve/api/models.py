@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends
 from serve.api.identity import require
 from serve.api.responses import problems
 from serve.catalog import Catalog
+from serve.experiments.book import RoutingBook
 from serve.schemas.models import ModelCard, ModelList
 from serve.tenancy.caller import Caller
 
@@ -15,13 +16,14 @@ State = Literal["ready", "starting", "idle"]
 ReadStates = Callable[[], Awaitable[Mapping[str, State]]]
 
 
-def build_models_router(catalog: Catalog, read_states: ReadStates) -> APIRouter:
+def build_models_router(catalog: Catalog, book: RoutingBook, read_states: ReadStates) -> APIRouter:
     router = APIRouter(tags=["models"])
 
     @router.get("/v1/models", summary="List expert versions", responses=problems())
     async def list_models(caller: Annotated[Caller, Depends(require())]) -> ModelList:
         """What the caller's tenant may use, and how it stands; any valid key may ask."""
         policy = caller.policy
+        await book.fresh()  # the defaults among them
         states = await read_states()
         cards = (
             ModelCard(

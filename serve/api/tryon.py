@@ -16,6 +16,7 @@ from serve.api.identity import SECURITY, caller_of
 from serve.api.pictures import FetchPicture, fetch_pictures
 from serve.api.problems import request_id_of
 from serve.api.responses import problems
+from serve.choosing import Chooser, party_of
 from serve.errors import InvalidRequest
 from serve.imaging.limits import ImageLimits
 from serve.pipeline import Pipeline
@@ -27,11 +28,12 @@ from serve.tenancy.account import EXPIRY_MARGIN_S, Account, budget_of
 from serve.tenancy.caller import Caller
 from serve.tenancy.ledger import UsageLedger
 
-PROBLEM_STATUSES = (404, 422, 429, 502, 504)
+PROBLEM_STATUSES = (404, 409, 422, 429, 502, 504)
 
 
 def build_tryon_router(
     pipeline: Pipeline,
+    chooser: Chooser,
     limits: ImageLimits,
     fetch: FetchPicture,
     timeout_s: float,
@@ -58,6 +60,12 @@ def build_tryon_router(
             with watch.stage("read"):
                 form = await read_tryon(request, limits.max_bytes)
             as_json = _wants_json(request.headers.get("accept", "*/*"), form.options)
+            request_id = request_id_of(request)
+            party = party_of(caller, form.options, request_id)
+            # Before anything is fetched for nothing.
+            choice = await chooser.choose(
+                form.options, party, policy, may_name_version=caller.may_name_version
+            )
             load = partial(services.assets.load, caller.tenant_id, is_live=True)
             body = await fetch_pictures(form, fetch, timeout_s, watch, load=load)
             work = TryOnWork(
@@ -65,10 +73,12 @@ def build_tryon_router(
                 person=body.person,
                 product=body.product,
                 mask=body.mask,
-                request_id=request_id_of(request),
+                request_id=request_id,
                 timeout_s=body.left_s,
                 share=Share(caller.tenant_id, policy.weight, caller.priority()),
                 policy=policy,
+                party=party,
+                choice=choice,
                 account=_account(services.ledger, caller, request),
             )
             result = await pipeline.run(work, watch)
@@ -127,11 +137,13 @@ def _wants_json(accept: str, options: TryOnOptions) -> bool:
 
 def _headers(result: TryOnResult, watch: Stopwatch) -> dict[str, str]:
     receipt = result.receipt
+    chosen = {} if receipt.experiment is None else {"Sm4ll-Experiment": receipt.experiment}
     return {
         "Sm4ll-Id": receipt.id,
         "Sm4ll-Expert": receipt.expert,
         "Sm4ll-Version": receipt.version,
         "Sm4ll-Arm": receipt.arm,
+        **chosen,
         "Sm4ll-Seed": str(receipt.seed),
         "Sm4ll-Preview": str(receipt.preview).lower(),
         "Sm4ll-Outside-Max-Diff": str(receipt.outside.max_abs_diff),
@@ -186,7 +198,10 @@ def _responses() -> dict[int | str, dict[str, Any]]:
     binary = {"schema": {"type": "string", "format": "binary"}}
     images = {media: binary for media in ("image/png", "image/webp", "image/jpeg", "image/tiff")}
     header = {"schema": {"type": "string"}}
-    names = ("X-Request-Id", "Sm4ll-Version", "Sm4ll-Seed", "Sm4ll-Outside-Max-Diff")
+    names = (
+        *("X-Request-Id", "Sm4ll-Version", "Sm4ll-Arm", "Sm4ll-Experiment"),
+        *("Sm4ll-Seed", "Sm4ll-Outside-Max-Diff"),
+    )
     answer = {
         "description": "The picture; JSON with receipt, or a zip of layers",
         "model": TryOnAnswer,

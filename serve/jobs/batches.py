@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from serve.choosing import dump_choice
 from serve.config import FetchConfig
 from serve.errors import Conflict, FetchRefused, InvalidRequest, NotFound
 from serve.fetching.post import check_webhook_url
@@ -89,8 +90,10 @@ class Batches:
         options = TryOnOptions(
             expert=request.expert, version=request.version, **request.options.model_dump()
         )
-        bundle = self._submission.choose(caller, options)
-        spec = write_spec(request, options.model_copy(update={"version": bundle.version}))
+        choice = await self._submission.choose(caller, options, None)
+        bundle = choice.bundle
+        chosen = options.model_copy(update={"version": bundle.version})
+        spec = write_spec(request, chosen, dump_choice(choice))
         if len(json.dumps(spec)) > MAX_SPEC_BYTES:
             raise InvalidRequest(
                 f"the batch is described in more than {MAX_SPEC_BYTES // 2**20} MiB",
@@ -247,8 +250,10 @@ class Batches:
     async def _insert(
         self, session: Session, caller: Caller, batch: Batch, cells: Sequence[int]
     ) -> None:
-        options = read_spec(batch).options
-        bundle = self._submission.choose(caller, options)
+        spec = read_spec(batch)
+        options = spec.options
+        kept = spec.choice
+        bundle = self._submission.recall(caller, options.expert, batch.version, kept).bundle
         # As of now: a draft may be older than what its version was measured to cost, and than the
         # tenant's ceiling. The budget would be checked against nothing otherwise.
         cell_ms = whole_ms(self._submission.quote_s(bundle, options))

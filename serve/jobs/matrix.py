@@ -1,6 +1,6 @@
 """A batch's document, and the jobs of its cells; pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,6 +25,8 @@ class Spec:
     persons: tuple[tuple[str, Reference, Reference | None], ...]
     """Name, picture and mask."""
     subject: str
+    choice: dict[str, Any] | None
+    """Why it is this version, for every cell; None for a batch from before choices were kept."""
 
     @property
     def asset_ids(self) -> list[str]:
@@ -38,7 +40,9 @@ class Spec:
         return self.products[row][0], self.persons[column][0]
 
 
-def write_spec(request: BatchRequest, options: TryOnOptions) -> dict[str, Any]:
+def write_spec(
+    request: BatchRequest, options: TryOnOptions, choice: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
         "options": options.model_dump(mode="json"),
         "products": [[product.sku, _reference(product.image)] for product in request.products],
@@ -48,6 +52,7 @@ def write_spec(request: BatchRequest, options: TryOnOptions) -> dict[str, Any]:
         ],
         "subject": request.subject,
         "webhook_url": request.webhook_url,
+        "choice": dict(choice),
     }
 
 
@@ -57,6 +62,7 @@ def read_spec(batch: Batch) -> Spec:
         products=tuple((name, reference) for name, reference in batch.spec["products"]),
         persons=tuple((name, person, mask) for name, person, mask in batch.spec["persons"]),
         subject=batch.spec["subject"],
+        choice=batch.spec.get("choice"),
     )
 
 
@@ -73,12 +79,14 @@ def write_cells(batch: Batch, cells: Iterable[int], runnable_at: datetime | None
                 version=batch.version,
                 priority=batch.priority,
                 request={
-                    "options": options,
+                    # Of its own product, so that reports tell SKUs apart; the choice is one.
+                    "options": {**options, "sku": spec.products[row][0]},
                     "person": spec.persons[column][1],
                     "product": spec.products[row][1],
                     "mask": spec.persons[column][2],
                     "webhook_url": None,
                     "deadline_s": None,
+                    "choice": spec.choice,
                 },
                 predicted_gpu_ms=batch.predicted_gpu_ms // batch.num_cells,
                 num_images=spec.options.num_images,

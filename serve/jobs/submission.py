@@ -7,14 +7,17 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from deployments.bundle import Bundle
-from serve.catalog import Catalog
+from serve.catalog import Choice
+from serve.choosing import Chooser, dump_choice, party_of
 from serve.errors import Conflict, InvalidImage, NotFound, NotSupported
 from serve.imaging.inspection import PictureFacts, inspect_picture
 from serve.imaging.limits import ImageLimits
 from serve.imaging.mask import check_mask_size, decode_mask
 from serve.jobs.quote import PredictUnits, quote_s, whole_ms
+from serve.messages import Expert
 from serve.policy import TenantPolicy
 from serve.schemas.jobs import JobOptions
 from serve.schemas.tryon import TryOnOptions
@@ -57,14 +60,14 @@ class Submission:
         *,
         database: Database,
         assets: AssetStore,
-        catalog: Catalog,
+        chooser: Chooser,
         limits: ImageLimits,
         predict: PredictUnits,
         now: Callable[[], datetime] = utc_now,
     ):
         self._database = database
         self._assets = assets
-        self._catalog = catalog
+        self._chooser = chooser
         self._limits = limits
         self._predict = predict
         self._now = now
@@ -73,45 +76,64 @@ class Submission:
         """Predicted GPU-seconds."""
         return quote_s(self._predict, bundle, options)
 
-    def choose(self, caller: Caller, options: TryOnOptions) -> Bundle:
+    async def choose(self, caller: Caller, options: TryOnOptions, request_id: str | None) -> Choice:
         """The version that will do it, also when it is tried again.
+
+        Args:
+            request_id: the job's; None for a batch, which has one version for all of its cells.
 
         Raises:
             NotFound, Forbidden: there is none, or none for this tenant.
+            Conflict: its collection is pinned to what is not there any more.
             NotSupported: the tenant keeps no results, or the version makes none to keep.
         """
         check_results_kept(caller.policy)
-        bundle = self._catalog.choose(options.expert, options.version, caller.policy).bundle
-        if bundle.imaging == "passthrough":
-            raise NotSupported(
-                f"{bundle.version} answers what it is sent: there is nothing to keep",
-                remedy="ask POST /v1/tryon",
-            )
-        return bundle
+        choice = await self._chooser.choose(
+            options,
+            party_of(caller, options, request_id),
+            caller.policy,
+            may_name_version=caller.may_name_version,
+        )
+        return check_makes_results(choice)
+
+    def recall(
+        self, caller: Caller, expert: Expert, version: str, kept: Mapping[str, Any] | None
+    ) -> Choice:
+        """What was chosen before, where the tenant may still have it.
+
+        Args:
+            kept: see `load_choice`.
+
+        Raises:
+            NotFound, Forbidden, Conflict, NotSupported: as in `choose`.
+        """
+        check_results_kept(caller.policy)
+        return check_makes_results(self._chooser.recall(expert, version, kept, caller.policy))
 
     async def submit(
         self,
         caller: Caller,
         options: JobOptions,
         pictures: Pictures,
-        job_id: str | None = None,
+        choice: Choice,
+        job_id: str,
     ) -> Job:
         """
         Args:
-            job_id: of a request that may be a repeat: a job that has it already is the answer.
+            choice: see `choose`.
+            job_id: where the request may be a repeat, a job that has it already is the answer.
 
         Raises:
             RequestError: what would fail later fails now.
             QuotaExhausted, RateLimited: the tenant's budget or its queue is full.
         """
-        bundle = self.choose(caller, options)
         facts = await asyncio.to_thread(self._inspect, options, pictures)
         for _ in range(NUM_TRIES - 1):
             try:
-                return await self._accept(caller, options, bundle, pictures, facts, job_id)
+                return await self._accept(caller, options, choice, pictures, facts, job_id)
             except NotFound:
                 continue
-        return await self._accept(caller, options, bundle, pictures, facts, job_id)
+        return await self._accept(caller, options, choice, pictures, facts, job_id)
 
     async def repeat(self, caller: Caller, job_id: str, repeated_id: str | None = None) -> Job:
         """A new job that does what one that failed was to do.
@@ -134,7 +156,8 @@ class Submission:
             )
         request = failed.request
         options = TryOnOptions.model_validate({**request["options"], "version": failed.version})
-        bundle = self.choose(caller, options)
+        kept = request.get("choice")
+        bundle = self.recall(caller, options.expert, failed.version, kept).bundle
         now = self._now()
         job = NewJob(
             id=repeated_id or new_id("job"),
@@ -165,10 +188,10 @@ class Submission:
         self,
         caller: Caller,
         options: JobOptions,
-        bundle: Bundle,
+        choice: Choice,
         pictures: Pictures,
         facts: Mapping[str, PictureFacts],
-        job_id: str | None,
+        job_id: str,
     ) -> Job:
         references = {
             name: await self._keep(caller, name, data, pictures, facts[name], options.subject)
@@ -176,11 +199,11 @@ class Submission:
         }
         now = self._now()
         job = NewJob(
-            id=job_id or new_id("job"),
-            version=bundle.version,
+            id=job_id,
+            version=choice.bundle.version,
             priority=JobClass[caller.priority(options.priority).upper()],
-            request=write_request(options, references),
-            predicted_gpu_ms=whole_ms(self.quote_s(bundle, options)),
+            request=write_request(options, references, choice),
+            predicted_gpu_ms=whole_ms(self.quote_s(choice.bundle, options)),
             num_images=options.num_images,
             subject=options.subject,
             deadline_at=_after(now, options.deadline_s),
@@ -242,7 +265,7 @@ class Submission:
 
 
 def write_request(
-    options: JobOptions, references: Mapping[str, Mapping[str, str]]
+    options: JobOptions, references: Mapping[str, Mapping[str, str]], choice: Choice
 ) -> dict[str, object]:
     """What a job's row says it is asked to do."""
     chosen = options.model_dump(mode="json", include=set(TryOnOptions.model_fields))
@@ -253,6 +276,7 @@ def write_request(
         "mask": references.get("mask"),
         "webhook_url": options.webhook_url,
         "deadline_s": options.deadline_s,
+        "choice": dump_choice(choice),
     }
 
 
@@ -278,6 +302,19 @@ def check_results_kept(policy: TenantPolicy) -> None:
             "this tenant keeps no results: its result_retention_s is 0",
             remedy="ask POST /v1/tryon, which answers the picture itself",
         )
+
+
+def check_makes_results(choice: Choice) -> Choice:
+    """
+    Raises:
+        NotSupported: the version makes nothing to keep.
+    """
+    if choice.bundle.imaging == "passthrough":
+        raise NotSupported(
+            f"{choice.bundle.version} answers what it is sent: there is nothing to keep",
+            remedy="ask POST /v1/tryon",
+        )
+    return choice
 
 
 def _after(now: datetime, seconds: float | None) -> datetime | None:

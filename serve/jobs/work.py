@@ -11,6 +11,8 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from serve.admission.ticket import Share
+from serve.catalog import Catalog
+from serve.choosing import load_choice
 from serve.errors import InvalidRequest
 from serve.imaging.limits import ImageLimits, check_num_bytes
 from serve.jobs.progress import ProgressWriter
@@ -68,6 +70,7 @@ class JobWork:
         run: RunTryOn,
         fetch: FetchPicture,
         limits: ImageLimits,
+        catalog: Catalog,
         now: Callable[[], datetime] = utc_now,
     ):
         self._database = database
@@ -75,6 +78,7 @@ class JobWork:
         self._run = run
         self._fetch = fetch
         self._limits = limits
+        self._catalog = catalog
         self._now = now
 
     async def __call__(self, job: JobRun) -> JobOutcome:
@@ -84,17 +88,23 @@ class JobWork:
         """
         loop = asyncio.get_running_loop()
         ends_at_s = loop.time() + job.timeout_s
+        options = read_options(job)
+        kept = job.request.get("choice")
+        choice = load_choice(self._catalog, options.expert, job.version, kept)
         person, product, mask = await self._load_all(job)
         writer = ProgressWriter(self._event_writer(job))
         work = TryOnWork(
-            options=read_options(job),
+            options=options,
             person=person,
             product=product,
             mask=mask,
             request_id=job.job_id,
             timeout_s=max(0.001, ends_at_s - loop.time()),
             share=Share(job.tenant_id, job.policy.weight, job.priority),
+            policy=job.policy,
+            subject=job.subject,
             progress=writer,
+            choice=choice,
         )
         result = await self._run_followed(work, writer)
         outputs = await self._store_all(job, result)

@@ -11,7 +11,7 @@ from serve.schemas.assets import Subject
 from serve.schemas.base import Wire, shown
 from serve.schemas.jobs import JobOutput, JobProblem, JobStatus
 from serve.schemas.receipt import Blend, Format, OutsideReport, Quality
-from serve.schemas.tryon import MaskConvention
+from serve.schemas.tryon import MaskConvention, Tags, Word
 
 MAX_CELLS = 10_000
 MAX_SPEC_BYTES = 4 * 2**20
@@ -62,6 +62,12 @@ class BatchOptions(Wire):
     format: Format | None = None
     blend: Blend = "exact"
     mask_convention: MaskConvention = "white_edits"
+    unit: Word | None = None
+    """Which of your users all of it is for; see `POST /v1/tryon`."""
+    collection: Word | None = None
+    """What all of it belongs to: one experiment's arm, or the pin's version, for every cell."""
+    category: Annotated[Word, Field(max_length=80)] | None = None
+    tags: Tags = Field(default_factory=dict)
 
 
 class BatchRequest(Wire):

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from serve.errors import Forbidden
 from serve.policy import Priority, Scope, TenantPolicy
 
+NAMING: frozenset[Scope] = frozenset({"versions", "review", "admin"})
+"""Any of them lets a request say which version it wants."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -26,6 +29,10 @@ class Caller:
                 f"this needs a key with the scope {scope!r}; this one has: {has}",
                 remedy="ask whoever runs this service for a key with that scope",
             )
+
+    @property
+    def may_name_version(self) -> bool:
+        return not self.scopes.isdisjoint(NAMING)
 
     def priority(self, wanted: Priority = "interactive") -> Priority:
         """The class its work gets: what was wanted, or the tenant's ceiling."""
