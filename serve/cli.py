@@ -16,6 +16,7 @@ from serve.commands import (
     jobs,
     keys,
     listing,
+    outcomes,
     plan,
     profile,
     store,
@@ -73,6 +74,13 @@ signing.command("list")(webhooks.list_secrets)
 signing.command("rotate")(webhooks.rotate_secret)
 messages.add_typer(signing, name="secret")
 app.add_typer(messages, name="webhooks")
+
+verdicts = typer.Typer(
+    help="What became of answers, for the reports of experiments.", no_args_is_help=True
+)
+verdicts.command()(outcomes.add)
+verdicts.command("import")(outcomes.import_file)
+app.add_typer(verdicts, name="outcomes")
 
 kept = typer.Typer(help="Pictures that are uploaded once and used by id.", no_args_is_help=True)
 kept.command()(assets.upload)

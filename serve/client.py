@@ -13,6 +13,8 @@ import httpx2
 from serve.calling.assets import Assets
 from serve.calling.batches import Batches
 from serve.calling.connection import ApiError, ApiUnreachable, Connection, part
+from serve.calling.outcomes import Outcomes
+from serve.calling.versions import Versions
 from serve.calling.webhooks import Webhooks
 from serve.schemas.jobs import JobCard, JobEventCard, JobOptions, JobPage, JobStatus
 from serve.schemas.keys import KeyCard, KeyList, KeyMinted, KeyRotation, NewKey
@@ -58,7 +60,9 @@ class Client:
         self._connection = Connection(self.url, self.headers, transport)
         self.assets = Assets(self._connection)
         self.batches = Batches(self._connection)
+        self.outcomes = Outcomes(self._connection)
         self.webhooks = Webhooks(self._connection)
+        self.versions = Versions(self._connection)
 
     def __enter__(self) -> Self:
         return self

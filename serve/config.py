@@ -189,6 +189,9 @@ class RouterConfig(Config):
     fetch: FetchConfig = FetchConfig()
     webhooks: FetchConfig = FetchConfig(timeout_s=15.0)
     """The same rules for messages to receivers; no redirect is followed at all."""
+    evidence_retention_s: PositiveFloat = 400 * 86_400.0
+    """How long what experiments saw is kept, and what was said about it: this year's season and
+    the one it is compared with."""
 
 
 class JobsConfig(Config):

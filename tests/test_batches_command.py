@@ -246,7 +246,7 @@ def test_same_file_twice_is_uploaded_once(shop: Path, monkeypatch: pytest.Monkey
     assert sent.count("/v1/assets") == 5  # a shirt, two persons, two masks
 
 
-@pytest.mark.parametrize("group", ["batches", "assets", "webhooks"])
+@pytest.mark.parametrize("group", ["batches", "assets", "webhooks", "outcomes"])
 def test_every_help_has_an_example(group: str) -> None:
     for path, command in list_commands(get_command(app).commands[group], f"sm4ll {group}"):  # type: ignore[attr-defined]
         assert f"For example: {path} " in " ".join(f"{command.help} ".split()) + " "

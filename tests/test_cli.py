@@ -46,7 +46,7 @@ COMMANDS = (
     *("batches create", "batches list", "batches show", "batches start", "batches follow"),
     *("batches pause", "batches resume", "batches cancel", "batches retry", "batches manifest"),
     *("batches download", "webhooks deliveries", "webhooks redeliver", "webhooks test"),
-    *("webhooks secret list", "webhooks secret rotate"),
+    *("webhooks secret list", "webhooks secret rotate", "outcomes add", "outcomes import"),
 )
 
 

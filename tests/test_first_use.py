@@ -21,6 +21,7 @@ from serve.schemas.assets import ErasureRequest
 from serve.schemas.batches import BatchRequest
 from serve.schemas.jobs import JobJson, JobPage
 from serve.schemas.keys import KeyCard, KeyRotation, NewKey
+from serve.schemas.outcomes import OutcomeRequest
 from serve.schemas.tenants import NewTenant, TenantChange
 from serve.schemas.tryon import TryOnJson
 from serve.schemas.webhooks import RotationRequest, TestMessage
@@ -35,6 +36,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "post /v1/jobs": JobJson,
     "post /v1/batches": BatchRequest,
     "post /v1/erasures": ErasureRequest,
+    "post /v1/outcomes": OutcomeRequest,
     "post /v1/webhooks/test": TestMessage,
     "post /v1/webhooks/secrets/rotate": RotationRequest,
     "post /v1/tenants": NewTenant,
