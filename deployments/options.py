@@ -24,6 +24,8 @@ Options = dict[str, Any]
 # Longer than the longest request, so that scaling down never cuts one off.
 GRACEFUL_SHUTDOWN_S = 90.0
 MIN_ONGOING_REQUESTS = 4
+# Of an added version's replicas: at more use than this there is another.
+BUSY = 0.75
 REQUEST_ROUTER = "serve.least_loaded:LeastLoadedRouter"
 
 
@@ -154,11 +156,34 @@ def max_ongoing_requests(group: ExpertGroup) -> int:
 
 
 def expert_options(group: ExpertGroup) -> Options:
-    """Options of one expert deployment."""
-    deployed = group.deployed
+    """Options of one expert deployment of the family."""
     versions = tuple(bundle.version for bundle in group.bundles)
+    return _expert(group, _by_load(group.deployed.autoscaling, versions))
+
+
+def alone_options(group: ExpertGroup) -> Options:
+    """Options of one that is an application of its own, to which our autoscaling policy and the
+    load that routers report do not reach: Serve scales it, by the requests at its replicas."""
+    return _expert(group, _by_use(group))
+
+
+def _expert(group: ExpertGroup, replicas: Options) -> Options:
     return {
-        **_common(group.name, _by_load(deployed.autoscaling, versions), deployed.resources),
+        **_common(group.name, replicas, group.deployed.resources),
         "max_ongoing_requests": max_ongoing_requests(group),
         "request_router_config": {"request_router_class": REQUEST_ROUTER},
     }
+
+
+def _by_use(group: ExpertGroup) -> Options:
+    """Routers let no more to a replica than keep it busy (`serve.permits`), and the rest waits at
+    them: nearly as many as that at each of them says that more would have work."""
+    autoscaling = group.deployed.autoscaling
+    per_replica = max_ongoing_requests(group) if max_batch_size(group) > 1 else 1
+    busy = autoscaling.model_copy(update={"target_ongoing_requests": BUSY * per_replica})
+    options = _by_requests(busy)
+    if "autoscaling_config" in options:
+        # Also where none is kept: it has shown once that it starts.
+        first = {"initial_replicas": max(1, autoscaling.min_replicas)}
+        options = {"autoscaling_config": {**options["autoscaling_config"], **first}}
+    return options

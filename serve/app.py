@@ -1,18 +1,14 @@
 """The whole graph on one screen: Router -> Segmenter -> one deployment per expert version, and
 JobRunner -> Router."""
 
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
-from ray import serve as rayserve
-from ray.serve import Application, Deployment
+from ray.serve import Application
 
 from deployments.bundle import load_family
 from deployments.expert import ExpertReplica
 from deployments.options import (
-    Options,
     expert_options,
     group_experts,
     router_options,
@@ -20,6 +16,7 @@ from deployments.options import (
     segmenter_options,
 )
 from deployments.segmentation import SegmenterReplica
+from serve.added import build_deployment
 from serve.config import ReplicaPlan
 from serve.job_runner import JobRunner
 from serve.router import IngressRouter
@@ -43,7 +40,7 @@ def build_app(args: AppArgs) -> Application:
     """
     family, bundles = load_family((args.family or Settings().family).resolve())
     segmenters = {
-        masker_id: _deployment(
+        masker_id: build_deployment(
             SegmenterReplica, segmenter_options(family.segmenter, masker_id)
         ).bind(family.segmenter, bundle.masker, bundle.home, family.weights)
         for masker_id, bundle in {bundle.masker.id: bundle for bundle in bundles.values()}.items()
@@ -55,16 +52,9 @@ def build_app(args: AppArgs) -> Application:
             weights=family.weights,
             num_gpus=group.deployed.resources.num_gpus,
         )
-        handle = _deployment(ExpertReplica, expert_options(group)).bind(group.bundles, plan)
+        handle = build_deployment(ExpertReplica, expert_options(group)).bind(group.bundles, plan)
         experts.update(dict.fromkeys((bundle.version for bundle in group.bundles), handle))
-    runner = _deployment(JobRunner, runner_options(family.jobs)).bind(family, bundles)
-    return _deployment(IngressRouter, router_options(family.router)).bind(
+    runner = build_deployment(JobRunner, runner_options(family.jobs)).bind(family, bundles)
+    return build_deployment(IngressRouter, router_options(family.router)).bind(
         family, bundles, segmenters, experts, runner
     )
-
-
-def _deployment(target: Callable[..., object], options: Options) -> Deployment:
-    with warnings.catch_warnings():
-        # About the interval at which load is reported; see deployments/options.py.
-        warnings.filterwarnings("ignore", "The `metrics_interval_s` field", DeprecationWarning)
-        return rayserve.deployment(target, **options)

@@ -19,6 +19,7 @@ from serve.commands import (
     outcomes,
     plan,
     profile,
+    served,
     store,
     tenants,
     tryon,
@@ -47,6 +48,8 @@ app.command()(plan.plan)
 versions = typer.Typer()
 versions.callback(invoke_without_command=True)(listing.experts)
 versions.command()(experts.freeze)
+for of_version in (served.deploy, served.undeploy, served.served):
+    versions.command()(of_version)
 app.add_typer(versions, name="experts")
 
 works = typer.Typer(help="Work that is accepted now and done later.", no_args_is_help=True)

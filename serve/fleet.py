@@ -11,6 +11,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 
 from serve.permits import Fleet
+from serve.served import is_added
 
 INTERVAL_S = 2.0
 TIMEOUT_S = 2.0
@@ -31,17 +32,23 @@ class FleetWatch:
         context = rayserve.get_replica_context()
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                details = await asyncio.to_thread(_read_details)
+                details = await asyncio.to_thread(read_details)
         except (RayError, RayServeException, TimeoutError):
             return None
-        app = details.get("applications", {}).get(context.app_name)
+        apps = details.get("applications", {})
+        app = apps.get(context.app_name)
         if app is None:
             return None
-        running = {name: _count_running(told) for name, told in app["deployments"].items()}
+        added = [told for name, told in apps.items() if is_added(context.app_name, name)]
+        running = {
+            name: _count_running(deployment)
+            for told in (*added, app)
+            for name, deployment in told["deployments"].items()
+        }
         return Fleet(running.get(context.deployment, 1), running)
 
 
-def _read_details() -> dict[str, Any]:
+def read_details() -> dict[str, Any]:
     """What `rayserve.status` reads, as it comes: making its objects pickles every deployment's
     request router anew, 0.4 s in which the replica's requests get half of the interpreter."""
     client = _get_global_client(raise_if_no_controller_running=False)

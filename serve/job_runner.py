@@ -8,6 +8,7 @@ from ray import serve as rayserve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.bundle import Bundle
+from serve.added import AddedVersions
 from serve.admission.load import report_queued
 from serve.config import FamilyConfig, VersionId
 from serve.fetching.post import Poster
@@ -40,14 +41,24 @@ class JobRunner:
         self._app_name = context.app_name
         self._router: DeploymentHandle | None = None
         self._services = open_services(Settings())
+        windows = plan_windows(family, bundles)
         self._runner = Runner(
             database=self._services.database,
             config=family.jobs,
-            windows=plan_windows(family, bundles),
+            windows=windows,
             dispatch=self._dispatch,
             owner=context.replica_tag,
             batch_floor=family.router.batch_floor,
             forget=build_forget(self._services.assets),
+            logger=logger,
+        )
+        added = AddedVersions(
+            database=self._services.database,
+            family=family,
+            bundles=bundles,
+            windows=windows,
+            app_name=context.app_name,
+            replica_id=context.replica_tag,
             logger=logger,
         )
         deliverer = Deliverer(
@@ -56,6 +67,7 @@ class JobRunner:
         chores = [
             *list_chores(self._runner, family.jobs),
             Chore(name="deliver", every_s=1.0, work=deliverer.run_forever, is_endless=True),
+            Chore(name="serve", every_s=1.0, work=added.turn),
             Chore(name="ledger", every_s=LEDGER_S, work=self._release_expired),
             # Endless, because a run over many tenants may take longer than a chore should.
             Chore(

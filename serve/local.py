@@ -6,7 +6,6 @@ Ray reads its flags when it is imported: `serve.settings.export_ray_flags` comes
 import asyncio
 import contextlib
 import io
-import itertools
 import logging
 import os
 import socket
@@ -23,6 +22,7 @@ from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 from serve.app import AppArgs, build_app
 from serve.errors import ConfigError
 from serve.scaling import POLICY
+from serve.served import shorten_traceback
 from serve.settings import Settings, export_data_dir
 from serve.tenancy.embedded import prepare_store
 
@@ -158,17 +158,6 @@ def _reasons(message: str, deployments: Mapping[str, object]) -> str:
         if (text := str(getattr(d, "message", "")))
     ]
     return "\n".join(failed or [shorten_traceback(message)])
-
-
-def shorten_traceback(text: str) -> str:
-    """What was raised and what helps, without the way there; other texts as they are."""
-    if "Traceback (most recent call last)" not in text:
-        return text
-    raised = itertools.takewhile(
-        lambda line: line and not line[0].isspace(), reversed(text.rstrip().splitlines())
-    )
-    lines = [line for line in reversed(list(raised)) if not line.startswith("Traceback")]
-    return "\n".join(lines) or text
 
 
 def _require_free_port(host: str, port: int) -> None:

@@ -67,6 +67,18 @@ class Seats:
             lanes.update({bundle.version: lane for bundle in group.bundles})
         self.gate = Gate(lanes)
 
+    def add(self, group: ExpertGroup) -> None:
+        """A deployment that came later; in place of one of the same name."""
+        self._groups = (*(one for one in self._groups if one.name != group.name), group)
+        lane = Lane(plan_lane(group, self._router))
+        for bundle in group.bundles:
+            self.gate.add_lane(bundle.version, lane)
+
+    def remove(self, group: ExpertGroup) -> None:
+        self._groups = tuple(one for one in self._groups if one.name != group.name)
+        for bundle in group.bundles:
+            self.gate.drop_lane(bundle.version)
+
     def follow(self, fleet: Fleet) -> None:
         """Have the permits for what runs; of a deployment that is not named they stay."""
         self.gate.resize(

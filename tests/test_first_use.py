@@ -24,6 +24,7 @@ from serve.schemas.keys import KeyCard, KeyRotation, NewKey
 from serve.schemas.outcomes import OutcomeRequest
 from serve.schemas.tenants import NewTenant, TenantChange
 from serve.schemas.tryon import TryOnJson
+from serve.schemas.versions import NewVersion
 from serve.schemas.webhooks import RotationRequest, TestMessage
 from serve.store.ids import new_id
 from serve.store.job_cards import describe_job
@@ -37,6 +38,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "post /v1/batches": BatchRequest,
     "post /v1/erasures": ErasureRequest,
     "post /v1/outcomes": OutcomeRequest,
+    "post /v1/versions": NewVersion,
     "post /v1/webhooks/test": TestMessage,
     "post /v1/webhooks/secrets/rotate": RotationRequest,
     "post /v1/tenants": NewTenant,

@@ -3,7 +3,7 @@
 import traceback
 
 from serve.errors import BundleInvalid
-from serve.local import shorten_traceback
+from serve.served import shorten_traceback
 
 
 def test_failed_start_says_what_was_raised_and_what_helps() -> None:

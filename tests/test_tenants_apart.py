@@ -27,7 +27,7 @@ PICTURES = {
 NOOP = {"expert": "top", "version": "noop", "format": "png"}
 NAMES = ("weyland", "umbrella")
 USERS: tuple[Scope, ...] = ("tryon", "jobs", "review")
-ADMIN_PREFIXES = ("/v1/tenants", "/v1/audit")
+ADMIN_PREFIXES = ("/v1/tenants", "/v1/audit", "/v1/versions")
 SUBJECT = "customer 4711"
 WEBHOOK = "https://shop.invalid/hook"
 

@@ -65,6 +65,14 @@ class Gate:
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
         self._spare: dict[Ticket, asyncio.Future[ExpertReply]] = {}
 
+    def add_lane(self, version: str, lane: Lane) -> None:
+        """For a version that came later."""
+        self._lanes[version] = lane
+
+    def drop_lane(self, version: str) -> None:
+        """What has a place or a permit there keeps it."""
+        self._lanes.pop(version, None)
+
     def quote(self, request: ExpertRequest) -> float:
         """Predicted GPU-seconds of a request, as its permit would have them."""
         return self._costs.predict(request.version, count_units(request))

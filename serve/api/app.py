@@ -20,7 +20,6 @@ from serve.api.middleware import BodyLimit, RequestContext
 from serve.api.models import ReadStates, build_models_router
 from serve.api.openapi import install_openapi
 from serve.api.outcomes import build_outcomes_router
-from serve.api.outcomes import build_outcomes_router
 from serve.api.pictures import FetchPicture
 from serve.api.problems import install_problem_handlers
 from serve.api.rate import RateLimit
@@ -111,9 +110,6 @@ def build_api(
     app.include_router(build_audit_router(services.database))
     price = catalog.family.pricing.usd_per_gpu_second
     app.include_router(build_usage_router(services.database, price))
-    app.include_router(
-        build_outcomes_router(services.database, router_config.evidence_retention_s)
-    )
     app.include_router(
         build_outcomes_router(services.database, router_config.evidence_retention_s)
     )

@@ -69,6 +69,7 @@ async def insert_served(
     now: datetime,
 ) -> ServedVersion:
     """A wish; `wanted` until the cluster has made it so."""
+    await bump_routing(session)
     row = ServedVersion(
         version=version,
         bundle=bundle,
@@ -81,7 +82,6 @@ async def insert_served(
         updated_at=now,
     )
     session.add(row)
-    await bump_routing(session)
     await session.flush()
     return row
 
@@ -95,11 +95,13 @@ async def set_served_state(
     now: datetime,
 ) -> bool:
     """Unless it is no longer as it was `before`: whoever looked at the cluster meanwhile must not
-    undo what somebody wished.
+    undo what somebody wished. One change in a transaction: the routing's row is locked first.
 
     Returns:
         Whether it was written.
     """
+    if state is not before:
+        await bump_routing(session)
     changed = (
         update(ServedVersion)
         .where(ServedVersion.version == version, ServedVersion.state == before)
@@ -107,23 +109,18 @@ async def set_served_state(
         .returning(ServedVersion.version)
         .execution_options(synchronize_session=False)
     )
-    is_written = (await session.execute(changed)).scalar_one_or_none() is not None
-    if is_written and state is not before:
-        await bump_routing(session)
-    return is_written
+    return (await session.execute(changed)).scalar_one_or_none() is not None
 
 
 async def delete_served(session: Session, version: str) -> bool:
     """What was being removed, now that it is gone; says whether it was still there."""
+    await bump_routing(session)
     gone = (
         delete(ServedVersion)
         .where(ServedVersion.version == version, ServedVersion.state == ServedState.REMOVING)
         .returning(ServedVersion.version)
     )
-    is_deleted = (await session.execute(gone)).scalar_one_or_none() is not None
-    if is_deleted:
-        await bump_routing(session)
-    return is_deleted
+    return (await session.execute(gone)).scalar_one_or_none() is not None
 
 
 async def require_unused(session: Session, version: str) -> None:
