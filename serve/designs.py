@@ -147,8 +147,8 @@ class Stage(Design):
     """Of the challenger, shadow pairs in a shadow stage."""
     min_s: Annotated[float, Field(ge=0, le=90 * 86_400)] = 0.0
     needs: Literal["no_harm", "proof"] = "no_harm"
-    """`no_harm`: nothing is proven to be worse. `proof`: every guardrail with data is proven to be
-    within its margin."""
+    """`no_harm`: nothing is proven to be worse, or looks worse by more than its margin. `proof`:
+    every guardrail with data is proven to be within its margin."""
     approval: bool = False
     """A person must approve before it is left upwards."""
 

@@ -39,6 +39,7 @@ def gather(
         if guardrail.metric in NEVER_COMPARED or (is_shadow and guardrail.metric in NOT_IN_SHADOW):
             continue
         metric = METRICS[guardrail.metric]
+        margin = metric.usual_margin if guardrail.margin is None else guardrail.margin
         found = (
             compare_found(pairs, metric, alpha)
             if is_shadow
@@ -48,8 +49,9 @@ def gather(
             Finding(
                 metric=guardrail.metric,
                 has_data=found.has_data,
-                is_harm=found.harm(guardrail.margin),
-                is_safe=found.safe(guardrail.margin),
+                is_harm=found.harm(margin),
+                is_suspect=found.effect > margin,
+                is_safe=found.safe(margin),
                 words=found.words(),
                 numbers=found.numbers(),
             )
@@ -62,9 +64,11 @@ def gather(
         findings=tuple(findings),
         split=split.words() if split.is_mismatch else "",
         split_numbers={
-            "found": dict(split.found), "p_value": split.p_value, "e_value": min(split.e_value, MAX_E_VALUE),
+            "found": dict(split.found),
+            "p_value": split.p_value,
+            "e_value": min(split.e_value, MAX_E_VALUE),
         },
-    )  # fmt: skip
+    )
 
 
 def _says_something(seen: Seen) -> bool:

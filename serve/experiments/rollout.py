@@ -39,6 +39,8 @@ class Finding:
     """Proven to be worse by more than the margin allows."""
     is_safe: bool
     """Proven to be within the margin."""
+    is_suspect: bool = False
+    """Looks worse by more than the margin allows, and it is not proven."""
     words: str = ""
     """The numbers, for a person."""
     numbers: Mapping[str, Any] = field(default_factory=dict)
@@ -160,6 +162,11 @@ def _find_missing(
         return "hold", "exposures", reason
     if (now - standing.stage_started_at).total_seconds() < stage.min_s:
         return "hold", "time", f"waits until the stage has lasted {stage.min_s:g} s"
+    suspects = ", ".join(one.metric for one in evidence.findings if one.has_data and one.is_suspect)
+    if suspects:
+        # With so few seen, a version that fails now and then is not proven to be worse yet.
+        reason = f"waits for more to be seen: it looks worse by more than its margin in {suspects}"
+        return "hold", f"suspect: {suspects}", reason
     unproven = [one.metric for one in evidence.findings if _is_unproven(one)]
     if stage.needs == "proof" and unproven:
         names = ", ".join(unproven)
