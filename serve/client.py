@@ -21,7 +21,7 @@ from serve.schemas.keys import KeyCard, KeyList, KeyMinted, KeyRotation, NewKey
 from serve.schemas.models import ModelList, Readiness
 from serve.schemas.receipt import Receipt
 from serve.schemas.tenants import AuditVerdict, NewTenant, TenantCard, TenantChange, TenantList
-from serve.schemas.tryon import TryOnAnswer, TryOnOptions
+from serve.schemas.tryon import TryOnAnswer, TryOnOptions, write_form
 from serve.schemas.usage import UsageBy, UsageReport
 
 __all__ = ("ApiError", "ApiUnreachable", "Client", "Picture", "TryOn", "read_events")
@@ -111,7 +111,7 @@ class Client:
         return self._connection.send(
             "POST",
             "/v1/tryon",
-            data=options.model_dump(mode="json", exclude_none=True),
+            data=write_form(options),
             files={name: (name, data) for name, data in files.items() if data is not None},
             headers={"Accept": accept},
         )
@@ -124,7 +124,7 @@ class Client:
         response = self._connection.send(
             "POST",
             "/v1/jobs",
-            data=options.model_dump(mode="json", exclude_none=True),
+            data=write_form(options),
             files={name: (name, data) for name, data in files.items() if data is not None},
         )
         return JobCard.model_validate_json(response.content)

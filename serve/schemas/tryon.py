@@ -26,6 +26,13 @@ def split_tags(value: Any) -> Any:
     return {name.strip(): word.strip() for name, _, word in pairs}
 
 
+def write_form(options: "TryOnOptions") -> dict[str, Any]:
+    """As the fields of a form: what says nothing is left out, tags are one text."""
+    fields = options.model_dump(mode="json", exclude_none=True)
+    tags = ",".join(f"{name}={word}" for name, word in fields.pop("tags").items())
+    return fields | ({"tags": tags} if tags else {})
+
+
 Tags = Annotated[Mapping[TagName, TagWord], Field(max_length=8), BeforeValidator(split_tags)]
 
 
