@@ -90,6 +90,13 @@ class Seats:
                 if group.name in fleet.num_replicas
             }
         )
+        self.gate.let_sleep(
+            [
+                group.bundles[0].version
+                for group in self._groups
+                if fleet.num_replicas.get(group.name) == 0
+            ]
+        )
 
 
 def build_gate(family: FamilyConfig, bundles: Mapping[VersionId, Bundle]) -> Gate:

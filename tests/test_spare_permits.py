@@ -60,6 +60,16 @@ async def test_spare_work_never_waits() -> None:
 
 
 @virtually
+async def test_spare_work_wakes_no_replica() -> None:
+    gate, _ = build()
+    gate.let_sleep(["eye@1"])
+    with pytest.raises(Overloaded):
+        await gate.spare(request(version="eye@2"), Deployment())
+    gate.let_sleep([])
+    assert await gate.spare(request(version="eye@2"), Deployment()) is REPLY
+
+
+@virtually
 async def test_other_work_starts_at_once_in_the_place_of_the_newest_spare_work() -> None:
     gate, lane = build(permits=2)
     older, newer = Deployment(5.0), Deployment(5.0)

@@ -13,7 +13,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -104,6 +104,12 @@ class Gate:
                 self._advance(lane)
             self._reclaim(lane)
 
+    def let_sleep(self, versions: Collection[str]) -> None:
+        """These are all whose deployments have no replica now."""
+        asleep = {self._lanes[version] for version in versions}
+        for lane in self._lanes.values():
+            lane.is_asleep = lane in asleep
+
     @asynccontextmanager
     async def admit(self, request: ExpertRequest, share: Share) -> AsyncIterator[Permit]:
         """Wait for the turn of a request; the permit is held inside the block.
@@ -139,10 +145,10 @@ class Gate:
             Cancelled: it was taken back.
             Sm4llError: whatever `ask` raised.
         """
-        lane = self._lanes[request.version]
+        lane = self._lanes.get(request.version)
         permit = Permit(self._costs, request.version, count_units(request))
         ticket = Ticket(LOCAL_SHARE, request.version, permit.cost_s)
-        if not lane.lend(ticket):
+        if lane is None or not lane.lend(ticket):
             raise Overloaded(f"no permit of {request.version} is spare")
         asked = asyncio.ensure_future(ask(replace(request, is_spare=True)))
         self._spare[ticket] = asked

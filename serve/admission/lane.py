@@ -68,6 +68,8 @@ class Lane:
         self._in_flight: dict[Ticket, float] = {}
         self._in_flight_s = 0.0
         self._spare: dict[Ticket, None] = {}
+        self.is_asleep = False
+        """No replica runs. Other work wakes one; nothing is lent for it."""
         self._waiting: set[Ticket] = set()
         self._expiries: list[tuple[float, int, Ticket]] = []
         self._num_offered = 0
@@ -139,9 +141,9 @@ class Lane:
         """Start spare work on a free permit; it never waits.
 
         Returns:
-            False where none is free, and so wherever something waits.
+            False where none is free, and so wherever something waits; or where nobody is there.
         """
-        if len(self._in_flight) + len(self._spare) >= self.limits.max_in_flight:
+        if self.is_asleep or len(self._in_flight) + len(self._spare) >= self.limits.max_in_flight:
             return False
         self._spare[ticket] = None
         return True
