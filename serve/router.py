@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI
@@ -23,15 +23,25 @@ from serve.api.app import build_api
 from serve.api.models import State
 from serve.catalog import Catalog
 from serve.config import DeployedVersion, FamilyConfig, VersionId
-from serve.errors import Cancelled, GenerationFailed, Overloaded, ReplicaLost, Sm4llError
+from serve.errors import (
+    Cancelled,
+    GenerationFailed,
+    Overloaded,
+    ReplicaLost,
+    Sm4llError,
+    StoreUnavailable,
+)
+from serve.experiments.versions import Wish
 from serve.fetching.fetch import Fetcher
 from serve.fleet import FleetWatch
 from serve.imaging.limits import ImageLimits
 from serve.jobs.run import JobOutcome, JobRun
 from serve.jobs.work import JobWork
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
+from serve.newcomers import Newcomers
 from serve.permits import Seats
 from serve.pipeline import ExpertCaller, ExpertFollower, OnStep, Pipeline
+from serve.served import app_of, expert_name, segmenter_name
 from serve.services import open_services, require_current_schema
 from serve.settings import Settings
 
@@ -124,14 +134,28 @@ class Router:
         self._seats = Seats(family, bundles)
         self._gate = self._seats.gate
         self._fleet = FleetWatch()
+        self._app_name = rayserve.get_replica_context().app_name
+        self._family_maskers = frozenset(segmenters)
+        self._callers = {version: self._expert_caller(version) for version in self._experts}
+        self._followers = {version: self._expert_follower(version) for version in self._experts}
+        self._newcomers = Newcomers(
+            catalog=self._catalog,
+            seats=self._seats,
+            family_versions=tuple(bundles),
+            connect=self._connect,
+            disconnect=self._disconnect,
+            keep_s=config.default_timeout_s,
+            logger=self._logger,
+        )
+        self._services.routing.on_change(self._newcomers.follow)
         self._pipeline = Pipeline(
             catalog=self._catalog,
             segment=self._segment,
-            experts={version: self._expert_caller(version) for version in self._experts},
+            experts=self._callers,
             gate=self._gate,
             threads=self._threads,
             limits=self._limits,
-            followers={version: self._expert_follower(version) for version in self._experts},
+            followers=self._followers,
         )
         self._work = JobWork(
             database=self._services.database,
@@ -166,11 +190,38 @@ class Router:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The load at this router's gate; Serve calls it twice a second and tells the autoscaler.
 
-        What that decided comes back here: permits follow the replicas.
+        What that decided comes back here: permits follow the replicas. And a router that nobody
+        asks learns which versions there are.
         """
+        with suppress(StoreUnavailable):
+            await self._services.routing.fresh()
         if fleet := await self._fleet.read():
             self._seats.follow(fleet)
         return report_gate(self._gate)
+
+    def _connect(self, wish: Wish) -> None:
+        """Have handles to an added version, and to its segmenter where the family has none."""
+        version, masker_id = wish.version, wish.bundle.masker.id
+        self._experts[version] = self._reach(expert_name(version))
+        self._callers[version] = self._expert_caller(version)
+        self._followers[version] = self._expert_follower(version)
+        if masker_id not in self._family_maskers:
+            self._segmenters[masker_id] = self._reach(segmenter_name(masker_id))
+
+    def _disconnect(self, wish: Wish) -> None:
+        for held in (self._experts, self._callers, self._followers):
+            held.pop(wish.version, None)
+        masker_id = wish.bundle.masker.id
+        others = {one.bundle.masker.id for one in self._newcomers.versions.values()}
+        if masker_id not in self._family_maskers | others:
+            self._segmenters.pop(masker_id, None)
+
+    def _reach(self, name: str) -> _Transports:
+        # Without asking the controller, on the loop, whether it exists: it is ready.
+        handle = rayserve.get_deployment_handle(
+            name, app_of(self._app_name, name), _check_exists=False, _record_telemetry=False
+        )
+        return _Transports(handle)
 
     async def _segment(self, request: SegmentRequest) -> SegmentReply:
         with map_handle_errors(f"the segmenter {request.masker}"):
@@ -261,6 +312,15 @@ class Router:
             is_idle = not self._is_kept_up(deployed)
             ready: State = "starting" if deployed.version in waiting else "ready"
             states[deployed.version] = "idle" if is_idle else ready
+        return {**states, **await self._read_added_states()}
+
+    async def _read_added_states(self) -> Mapping[VersionId, State]:
+        wishes = self._newcomers.versions
+        kept_up = [v for v, wish in wishes.items() if wish.deployed.autoscaling.min_replicas >= 1]
+        answers = await asyncio.gather(*(self._answers(self._experts[v]) for v in kept_up))
+        states: dict[VersionId, State] = dict.fromkeys(wishes, "idle")
+        for version, answered in zip(kept_up, answers, strict=True):
+            states[version] = "ready" if answered else "starting"
         return states
 
 

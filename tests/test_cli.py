@@ -47,6 +47,7 @@ COMMANDS = (
     *("batches pause", "batches resume", "batches cancel", "batches retry", "batches manifest"),
     *("batches download", "webhooks deliveries", "webhooks redeliver", "webhooks test"),
     *("webhooks secret list", "webhooks secret rotate", "outcomes add", "outcomes import"),
+    *("experts deploy", "experts undeploy", "experts served"),
 )
 
 

@@ -31,7 +31,7 @@ def build_models_router(catalog: Catalog, book: RoutingBook, read_states: ReadSt
                 expert=bundle.expert,
                 title=bundle.title,
                 status=bundle.status,
-                state=states[bundle.version],
+                state=states.get(bundle.version, "starting"),  # it came this moment
                 default=catalog.is_default(bundle, policy),
                 backend=bundle.backend.kind,
                 preview=bundle.is_preview,
