@@ -58,6 +58,17 @@ async def read_revision(session: Session) -> int:
 
 async def read_routing(session: Session) -> RoutingRows:
     revision = await read_revision(session)  # first: an older number is only read once more
+    served = select(ServedVersion).order_by(ServedVersion.created_at, ServedVersion.version)
+    return RoutingRows(
+        revision=revision,
+        experiments=await list_assigning(session),
+        defaults=(await session.scalars(select(ExpertDefault))).all(),
+        served=(await session.scalars(served)).all(),
+    )
+
+
+async def list_assigning(session: Session) -> list[tuple[Experiment, ExperimentAllocation]]:
+    """Experiments that assign, with their newest allocation, in the order they are asked in."""
     experiments = (
         select(Experiment, ExperimentAllocation)
         .join(
@@ -70,11 +81,4 @@ async def read_routing(session: Session) -> RoutingRows:
         .where(Experiment.state.in_(ASSIGNING))
         .order_by(Experiment.created_at, Experiment.id)
     )
-    served = select(ServedVersion).order_by(ServedVersion.created_at, ServedVersion.version)
-    found = (await session.execute(experiments)).all()
-    return RoutingRows(
-        revision=revision,
-        experiments=[(row[0], row[1]) for row in found],
-        defaults=(await session.scalars(select(ExpertDefault))).all(),
-        served=(await session.scalars(served)).all(),
-    )
+    return [(row[0], row[1]) for row in (await session.execute(experiments)).all()]
