@@ -135,6 +135,7 @@ app.add_typer(benches, name="bench")
 def version() -> None:
     """Print the version."""
     out.print(__version__)
+    bench.sequential,
 
 
 def main() -> None:

@@ -39,7 +39,8 @@ def sm4ll(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 COMMANDS = (
     *("up", "down", "tryon", "demo", "prepare", "profile", "plan", "experts", "experts freeze"),
     *("bench gateway", "bench experts", "bench adapters", "bench packing", "bench admission"),
-    *("bench gpu", "bench assignment", "store upgrade", "store prepare", "store check", "version"),
+    *("bench gpu", "bench assignment", "bench sequential"),
+    *("store upgrade", "store prepare", "store check", "version"),
     *("tenants list", "tenants create", "tenants policy", "tenants disable", "tenants enable"),
     *("tenants keys list", "tenants keys create", "tenants keys rotate", "tenants keys revoke"),
     *("tenants audit verify", "assets upload", "assets list", "assets delete", "assets erase"),

@@ -89,6 +89,16 @@ def packing(output: Output = None) -> None:
     _run("packing", output=output)
 
 
+def sequential(
+    replications: Annotated[int, typer.Option(help="Of each simulation.")] = 2_000,
+    svg: Annotated[Path | None, typer.Option(help="Draw the power curves.")] = None,
+    output: Output = None,
+) -> None:
+    """A thousand looks at arms that are alike, and the units it takes to find a difference."""
+    drawn = ["--svg", str(svg)] if svg else []
+    _run("sequential", "--replications", str(replications), *drawn, output=output)
+
+
 def _run(name: str, *arguments: str, output: Path | None) -> None:
     script = ROOT / "tests" / "bench" / f"{name}.py"
     if not script.is_file():

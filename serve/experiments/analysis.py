@@ -20,6 +20,8 @@ from serve.experiments.sequential import (
     bound_mean,
     bound_paired_shares,
     bound_share_difference,
+    combine_errors,
+    widen_smaller,
 )
 from serve.store.exposures import Seen
 
@@ -216,7 +218,7 @@ def compare_found(pairs: Sequence[Pair], metric: Metric, alpha: float) -> Compar
     scale = max(abs(before_arm.mean), abs(after_arm.mean), 1.0 if metric.is_relative else 0.0)
     bounds = NOTHING_KNOWN
     if num_units >= MIN_UNITS and math.isfinite(effect):
-        variance = max(variance, _least_variance(scale, num_units))
+        variance = max(variance, float(_least_variance(scale, num_units)))
         bounds = bound_mean(effect, variance, num_units, num_units - 1, alpha)
     return Comparison(metric.name, *sides, *_towards_worse(metric, effect, bounds), alpha, True)
 
@@ -289,17 +291,16 @@ def _bound_difference(
     if least < MIN_UNITS:
         return effect, NOTHING_KNOWN
     scale = 1.0 if metric.is_relative else max(map(abs, means))
-    variances, freedoms = [], []
-    for arm in (control, challenger):
-        divisor = arm.mean if metric.is_relative else 1.0
-        variance = float((arm.influence() ** 2).sum()) * _correction(arm.num_effective)
-        variances.append(max(variance / divisor**2, _least_variance(scale, arm.num_effective)))
-        freedoms.append(arm.num_effective - 1)
-    total = sum(variances)
-    # Welch, Biometrika 1947.
-    freedom = total**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
-    num_units = 1 / (1 / control.num_effective + 1 / challenger.num_effective)
-    return effect, bound_mean(effect, total, num_units, freedom, alpha)
+    arms = (control, challenger)
+    divisors = means if metric.is_relative else (1.0, 1.0)
+    own = [
+        float((arm.influence() ** 2).sum()) * _correction(arm.num_effective) / divisor**2
+        for arm, divisor in zip(arms, divisors, strict=True)
+    ]
+    counts = np.array([arm.num_effective for arm in arms])
+    variances = np.maximum(widen_smaller(np.array(own), counts), _least_variance(scale, counts))
+    variance, num_units, freedom = map(float, combine_errors(variances, counts))
+    return effect, bound_mean(effect, variance, num_units, freedom, alpha)
 
 
 def _difference_of_pairs(metric: Metric, before: _Arm, after: _Arm) -> tuple[float, Floats]:
@@ -316,9 +317,9 @@ def _correction(num_units: float) -> float:
     return num_units / max(num_units - 1, 1e-9)
 
 
-def _least_variance(scale: float, num_units: float) -> float:
+def _least_variance(scale: float, num_units: Floats | float) -> Floats:
     """Of a mean whose values are alike to six digits: below it there is rounding only."""
-    return max(1e-6 * scale, 1e-12) ** 2 / num_units
+    return np.asarray(max(1e-6 * scale, 1e-12) ** 2 / num_units)
 
 
 def _towards_worse(metric: Metric, effect: float, bounds: Bounds) -> tuple[float, Bounds]:

@@ -19,6 +19,10 @@ Number = float | Floats
 
 MIN_UNITS = 20
 """Fewer on either side claim nothing about a mean: the theory of means is one of many."""
+MIN_HITS = 10
+"""Fewer hits, or misses, on either side claim nothing about a rate as about a mean."""
+EXACT_PART = 0.75
+"""Of alpha: for the bound of rates that holds however rare hits are."""
 TUNED_UNITS = 150.0
 """Where bounds of means are tightest, in units on each side of a pair, or half of those on each
 of two equal arms. Any fixed number is valid."""
@@ -147,11 +151,12 @@ def bound_share(num_hits: int, num_units: int, alpha: float) -> tuple[float, flo
 def bound_share_difference(
     control: tuple[int, int], challenger: tuple[int, int], alpha: float
 ) -> Bounds:
-    """Bounds of the challenger's rate less the control's, exactly.
+    """Bounds of the challenger's rate less the control's.
 
-    Both arms' mixtures multiply to a martingale at their true rates, in whichever order units
-    come. A difference is refused where every pair of rates that has it is; so one bound serves as
-    one-sided and as two-sided.
+    Three quarters of alpha go to a bound that is exact however rare hits are: both arms' mixtures
+    multiply to a martingale at their true rates, in whichever order units come, and a difference
+    is refused where every pair of rates that has it is. The rest goes to the bound of means, which
+    finds more where there are hits enough for it.
 
     Args:
         control, challenger: hits and units.
@@ -162,8 +167,7 @@ def bound_share_difference(
     """
     if not control[1] or not challenger[1]:
         return NOTHING_KNOWN
-    marginal = float(log_marginal(*control) + log_marginal(*challenger))
-    limit = marginal + math.log(alpha)
+    limit = float(log_marginal(*control) + log_marginal(*challenger)) + math.log(EXACT_PART * alpha)
     best = challenger[0] / challenger[1] - control[0] / control[1]
 
     def excess(difference: float) -> float:
@@ -171,8 +175,67 @@ def bound_share_difference(
 
     low = find_root(excess, -1.0, best) if excess(-1.0) > 0 else -1.0
     high = find_root(excess, 1.0, best) if excess(1.0) > 0 else 1.0
-    p_value = min(1.0, math.exp(min(0.0, _log_profile(control, challenger, 0.0) - marginal)))
-    return Bounds(low, high, low, high, p_value)
+    variance, units, freedom, is_enough = _share_error(*control, *challenger)
+    many, rest = NOTHING_KNOWN, (1 - EXACT_PART) * alpha
+    if is_enough:
+        many = bound_mean(best, float(variance), float(units), float(freedom), rest)
+    return Bounds(
+        low=max(low, many.low),
+        high=min(high, many.high),
+        floor=max(low, many.floor),
+        ceiling=min(high, many.ceiling),
+        p_value=float(find_share_p(*control, *challenger)),
+    )
+
+
+def find_share_p(
+    control_hits: Number, control_units: Number, hits: Number, units: Number
+) -> Floats:
+    """Two-sided p-value of two equal rates, valid at every look; numbers or arrays."""
+    pooled = (control_hits + hits) / np.maximum(control_units + units, 1)
+    log_e = log_marginal(control_hits, control_units) + log_marginal(hits, units)
+    for s, n in ((control_hits, control_units), (hits, units)):
+        log_e = log_e - _log_likelihood(s, n, pooled)
+    exact = np.exp(-np.maximum(log_e, 0.0))
+    difference = hits / np.maximum(units, 1) - control_hits / np.maximum(control_units, 1)
+    variance, num_units, freedom, is_enough = _share_error(control_hits, control_units, hits, units)
+    many = np.where(is_enough, find_p(difference / np.sqrt(variance), num_units, freedom), 1.0)
+    return np.asarray(
+        np.minimum(1.0, np.minimum(exact / EXACT_PART, many / (1 - EXACT_PART))), dtype=np.float64
+    )
+
+
+def _share_error(
+    control_hits: Number, control_units: Number, hits: Number, units: Number
+) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
+    """Variance of the difference of two rates, units and degrees of freedom as `bound_mean` has
+    them, and whether both arms have hits and misses enough for it."""
+    counts = np.stack(np.broadcast_arrays(control_units, units)).astype(np.float64)
+    found = np.stack(np.broadcast_arrays(control_hits, hits)).astype(np.float64)
+    is_enough = np.minimum(found, counts - found).min(axis=0) >= MIN_HITS
+    counts = np.maximum(counts, 2.0)
+    rates = np.clip(found / counts, 1e-9, 1 - 1e-9)
+    variances = widen_smaller(rates * (1 - rates) / (counts - 1), counts)
+    return *combine_errors(variances, counts), is_enough
+
+
+def widen_smaller(variances: Floats, counts: Floats) -> Floats:
+    """Of the means of two arms, (2, ...): units of the smaller arm are taken to be as uncertain as
+    those of the larger at least. A few units of a skewed metric look alike until the first odd one
+    comes."""
+    spreads = variances * counts
+    is_fewer = counts < counts[::-1]
+    return np.asarray(np.where(is_fewer, spreads.max(axis=0), spreads) / counts)
+
+
+def combine_errors(variances: Floats, counts: Floats) -> tuple[Floats, Floats, Floats]:
+    """Of two means, (2, ...), to variance, units and degrees of freedom of their difference.
+
+    Source: Welch, The generalization of Student's problem, Biometrika 1947.
+    """
+    total = variances.sum(axis=0)
+    freedom = total**2 / (variances**2 / np.maximum(counts - 1, 1e-9)).sum(axis=0)
+    return total, 1 / (1 / counts).sum(axis=0), freedom
 
 
 def bound_paired_shares(worse: int, better: int, num_units: int, alpha: float) -> Bounds:
@@ -190,17 +253,6 @@ def bound_paired_shares(worse: int, better: int, num_units: int, alpha: float) -
     log_e = float(betaln(0.5 + worse, 0.5 + better) - betaln(0.5, 0.5))
     log_e += (worse + better) * math.log(2)
     return Bounds(low, high, low, high, min(1.0, math.exp(-log_e)) if log_e > 0 else 1.0)
-
-
-def equal_shares_p(
-    control_hits: Number, control_units: Number, hits: Number, units: Number
-) -> Floats:
-    """The p-value of `bound_share_difference` for arrays."""
-    pooled = (control_hits + hits) / np.maximum(control_units + units, 1)
-    log_e = log_marginal(control_hits, control_units) + log_marginal(hits, units)
-    for s, n in ((control_hits, control_units), (hits, units)):
-        log_e = log_e - _log_likelihood(s, n, pooled)
-    return np.asarray(np.exp(-np.maximum(log_e, 0.0)), dtype=np.float64)
 
 
 def _log_likelihood(hits: Any, units: Any, rate: Any) -> Any:
