@@ -84,6 +84,21 @@ def assignment(output: Output = None) -> None:
     _run("assignment", output=output)
 
 
+def shadow(
+    pass_s: Annotated[float, typer.Option(help="What one pass takes.")] = 0.4,
+    busy: Annotated[float, typer.Option(help="Of the devices' time, with live work.")] = 0.4,
+    routers: Annotated[int, typer.Option(help="Each with a gate of its own.")] = 2,
+    seconds: Annotated[float, typer.Option(help="With shadows, and without, each time.")] = 30.0,
+    pairs: Annotated[int, typer.Option(help="Of turns with and without.")] = 3,
+    output: Output = None,
+) -> None:
+    """Live p50 and p95 on a running cluster, with shadows beside them and without, in turns."""
+    export_ray_flags()
+    said = ["--pass-s", str(pass_s), "--busy", str(busy), "--routers", str(routers)]
+    said += ["--seconds", str(seconds), "--pairs", str(pairs)]
+    _run("shadow", *said, output=output)
+
+
 def packing(output: Output = None) -> None:
     """The planner at 1,000 versions on 1,000 GPUs: seconds, and GPUs against the lower bound."""
     _run("packing", output=output)

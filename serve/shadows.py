@@ -1,0 +1,56 @@
+"""The shadows of one router, put together from its own parts."""
+
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from serve.admission.gate import Gate
+from serve.catalog import Catalog
+from serve.evidence.repainting import Repainter
+from serve.evidence.shadow import ShadowBook, ShadowRunner
+from serve.imaging.limits import ImageLimits
+from serve.pipeline import ExpertCaller, Pipeline, SegmentCaller
+from serve.services import Services
+
+NICENESS = 15
+"""Of the thread for their pictures: below that which measures live ones."""
+
+
+def open_shadows(
+    *,
+    catalog: Catalog,
+    segment: SegmentCaller,
+    experts: Mapping[str, ExpertCaller],
+    gate: Gate,
+    limits: ImageLimits,
+    services: Services,
+    book: ShadowBook,
+) -> ShadowRunner:
+    """A witness for the router's pipeline; follows the experiments as they change.
+
+    Args:
+        experts: the mapping that the pipeline has, in which versions come and go.
+    """
+    thread = ThreadPoolExecutor(1, "shadows", _step_back)
+    # Of its own, so that its pictures never wait in front of those of somebody who waits.
+    pipeline = Pipeline(
+        catalog=catalog, segment=segment, experts=experts, gate=gate, threads=thread, limits=limits
+    )
+    runner = ShadowRunner(
+        catalog=catalog,
+        repainter=Repainter(
+            gate=gate,
+            experts=experts,
+            prepare=pipeline.prepare,
+            threads=thread,
+            assets=services.assets,
+        ),
+        book=book,
+    )
+    services.routing.on_change(runner.follow)
+    return runner
+
+
+def _step_back() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
