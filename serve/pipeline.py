@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from deployments.bundle import Bundle
 from serve.admission.gate import Permit
 from serve.admission.ticket import Share
 from serve.catalog import Catalog, Choice
-from serve.errors import DeadlineExceeded, SubjectNotFound
+from serve.errors import Cancelled, DeadlineExceeded, Sm4llError, SubjectNotFound
 from serve.imaging.encode import MEDIA_TYPES
 from serve.imaging.limits import ImageLimits
 from serve.imaging.mask import check_mask_size
@@ -29,8 +30,10 @@ from serve.steps import (
     Prepared,
     Progress,
     Region,
+    Sighting,
     TryOnResult,
     TryOnWork,
+    Witness,
     check_reply,
     decode_caller_mask,
     decode_person,
@@ -81,6 +84,15 @@ class Admission(Protocol):
         """Predicted GPU-seconds."""
 
 
+@dataclass(slots=True)
+class _Trace:
+    """How far one request has come."""
+
+    choice: Choice | None = None
+    prepared: Prepared | None = None
+    reply: ExpertReply | None = None
+
+
 class Pipeline:
     """Runs try-ons; keeps every pixel outside the region as it was and proves it."""
 
@@ -94,12 +106,15 @@ class Pipeline:
         limits: ImageLimits,
         unix_time_s: Callable[[], float] = time.time,
         followers: Mapping[str, ExpertFollower] | None = None,
+        witness: Witness | None = None,
     ):
         """
         Args:
             followers: for work with a `progress`; without one it is told what it painted only.
+            witness: is told of requests in experiments, however they end.
         """
-        self._followers = followers or {}
+        self._followers = {} if followers is None else followers
+        self._witness = witness
         self._catalog = catalog
         self._segment = segment
         self._experts = experts
@@ -116,29 +131,69 @@ class Pipeline:
             CapacityError: no capacity, or not finished within work.timeout_s.
             BackendError: the expert failed.
         """
+        trace = _Trace()
+        try:
+            result = await self._run(work, watch, trace)
+        except asyncio.CancelledError:
+            self._tell(work, watch, trace, error=Cancelled("the caller left"))
+            raise
+        except Exception as exc:
+            foreseen = exc if isinstance(exc, Sm4llError) else Sm4llError(f"{exc!r}")
+            self._tell(work, watch, trace, error=foreseen)
+            raise
+        self._tell(work, watch, trace, result=result)
+        return result
+
+    async def _run(self, work: TryOnWork, watch: Stopwatch, trace: _Trace) -> TryOnResult:
         try:
             async with asyncio.timeout(work.timeout_s):
-                choice = work.choice or self._catalog.choose(
+                choice = trace.choice = work.choice or self._catalog.choose(
                     work.options.expert, work.options.version, work.policy
                 )
                 if choice.bundle.imaging == "passthrough":
-                    return await self._pass_through(work, choice, watch)
-                return await self._try_on(work, choice, watch)
+                    return await self._pass_through(work, choice, watch, trace)
+                return await self._try_on(work, choice, watch, trace)
         except TimeoutError as exc:
             raise DeadlineExceeded(
                 f"not finished within {work.timeout_s:.0f} s", retry_after_s=work.timeout_s
             ) from exc
 
+    def _tell(
+        self,
+        work: TryOnWork,
+        watch: Stopwatch,
+        trace: _Trace,
+        *,
+        error: Sm4llError | None = None,
+        result: TryOnResult | None = None,
+    ) -> None:
+        choice = trace.choice
+        if self._witness is None or choice is None or choice.assignment is None:
+            return
+        self._witness.saw(
+            Sighting(
+                work=work,
+                choice=choice,
+                latency_ms=watch.total_ms,
+                error=error,
+                result=result,
+                prepared=trace.prepared,
+                reply=trace.reply,
+            )
+        )
+
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         # Decoding and pasting take tens of milliseconds: on the loop they would stall everyone.
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
-    async def _try_on(self, work: TryOnWork, choice: Choice, watch: Stopwatch) -> TryOnResult:
+    async def _try_on(
+        self, work: TryOnWork, choice: Choice, watch: Stopwatch, trace: _Trace
+    ) -> TryOnResult:
         bundle = choice.bundle
-        prepared = await self.prepare(work, bundle, watch)
+        prepared = trace.prepared = await self.prepare(work, bundle, watch)
         inputs, region, crop = prepared.inputs, prepared.region, prepared.crop
         async with self._charge(work, crop.request, bundle) as charge:
-            reply = await self._paint(crop.request, work, watch, charge)
+            reply = trace.reply = await self._paint(crop.request, work, watch, charge)
             check_reply(reply, crop.request)
             if work.progress is not None:
                 work.progress.on_painted(reply.images_nhwc)
@@ -287,7 +342,9 @@ class Pipeline:
             gpu_ms=measure_gpu_ms(reply),
         )
 
-    async def _pass_through(self, work: TryOnWork, choice: Choice, watch: Stopwatch) -> TryOnResult:
+    async def _pass_through(
+        self, work: TryOnWork, choice: Choice, watch: Stopwatch, trace: _Trace
+    ) -> TryOnResult:
         """The person's bytes through the expert and back, for the gateway benchmark."""
         nothing = np.zeros((1, 1), np.uint8)
         request = ExpertRequest(
@@ -303,7 +360,7 @@ class Pipeline:
             deadline_unix_s=self._unix_time_s() + work.timeout_s,
         )
         async with self._charge(work, request, choice.bundle) as charge:
-            reply = await self._paint(request, work, watch, charge)
+            reply = trace.reply = await self._paint(request, work, watch, charge)
             receipt = passthrough_receipt(work, choice, reply, watch)
             file = reply.images_nhwc.tobytes()
             gpu_ms = measure_gpu_ms(reply)

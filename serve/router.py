@@ -130,7 +130,7 @@ class Router:
         self._logger = logging.getLogger("ray.serve")
         settings = Settings()
         require_current_schema(settings)
-        self._services = open_services(settings)
+        self._services = open_services(settings, config)
         self._seats = Seats(family, bundles)
         self._gate = self._seats.gate
         self._fleet = FleetWatch()
@@ -156,6 +156,7 @@ class Router:
             threads=self._threads,
             limits=self._limits,
             followers=self._followers,
+            witness=self._services.recorder,
         )
         self._work = JobWork(
             database=self._services.database,

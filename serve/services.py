@@ -5,7 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from serve.config import RouterConfig
 from serve.errors import ConfigError
+from serve.evidence.witness import Recorder
+from serve.evidence.writer import ExposureWriter
 from serve.experiments.book import RoutingBook
 from serve.experiments.pins import PinBook
 from serve.settings import Settings
@@ -37,6 +40,7 @@ class Services:
     limits: TenantLimits
     routing: RoutingBook
     pins: PinBook
+    recorder: Recorder
 
     async def close(self) -> None:
         # One that fails takes nothing from the others: what is not written here was used for free.
@@ -45,14 +49,18 @@ class Services:
                 self.database.close,
                 self.limits.close,
                 self.ledger.shut_down,
+                self.recorder.shut_down,
                 self.keys.flush,
                 self.routing.flush,
             ):
                 stack.push_async_callback(end)
 
 
-def open_services(settings: Settings) -> Services:
+def open_services(settings: Settings, config: RouterConfig | None = None) -> Services:
     """Opens nothing before its first use.
+
+    Args:
+        config: the defaults where absent.
 
     Raises:
         ConfigError: a URL of the settings means no store this system speaks to.
@@ -62,6 +70,7 @@ def open_services(settings: Settings) -> Services:
     redis_url = None if settings.redis_url is None else settings.redis_url.get_secret_value()
     assets = AssetStore(database, blobs)
     first_answers = FirstAnswers(database, blobs)
+    kept_s = (config or RouterConfig()).evidence_retention_s
     return Services(
         database=database,
         blobs=blobs,
@@ -74,6 +83,7 @@ def open_services(settings: Settings) -> Services:
         limits=open_limits(redis_url),
         routing=RoutingBook(database),
         pins=PinBook(database),
+        recorder=Recorder(ExposureWriter(database, kept_s)),
     )
 
 

@@ -101,6 +101,8 @@ def build_local_api(
 
     limits = ImageLimits()
     gate = build_gate(family, bundles)
+    folder = tempfile.TemporaryDirectory(prefix="sm4ll-api-")
+    services, settings = open_local_services(Path(folder.name))
     pipeline = Pipeline(
         catalog=catalog,
         segment=segment,
@@ -109,9 +111,8 @@ def build_local_api(
         threads=ThreadPoolExecutor(2),
         limits=limits,
         followers={version: follow_locally(replica) for version, replica in replicas.items()},
+        witness=services.recorder,
     )
-    folder = tempfile.TemporaryDirectory(prefix="sm4ll-api-")
-    services, settings = open_local_services(Path(folder.name))
     fetch = fetch or refusing_fetcher()
     api = build_api(
         catalog,

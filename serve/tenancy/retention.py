@@ -12,7 +12,9 @@ from serve.store.blobs import BlobKey, Blobs
 from serve.store.columns import utc_now
 from serve.store.contents import ASSET_KINDS, find_needed
 from serve.store.engine import Database
+from serve.store.exposures import remove_expired_exposures
 from serve.store.ledger import release_expired
+from serve.store.outcomes import remove_expired_outcomes
 from serve.store.retention import (
     list_policies,
     remove_expired_jobs,
@@ -45,6 +47,8 @@ class SweepReport:
     num_answers: int = 0
     num_reservations: int = 0
     num_deliveries: int = 0
+    num_exposures: int = 0
+    num_outcomes: int = 0
     num_orphans: int = 0
     num_failures: int = 0
     """Tenants whose turn failed and comes again with the next run."""
@@ -139,6 +143,14 @@ class Sweeper:
             async with self._database.transaction() as session:
                 return await remove_old_deliveries(session, tenant_id, before, BATCH)
 
+        async def exposures() -> int:
+            async with self._database.transaction() as session:
+                return await remove_expired_exposures(session, tenant_id, now, BATCH)
+
+        async def outcomes() -> int:
+            async with self._database.transaction() as session:
+                return await remove_expired_outcomes(session, tenant_id, now, BATCH)
+
         async def assets() -> int:
             return len(await self._assets.drop_expired(tenant_id, BATCH))
 
@@ -149,6 +161,8 @@ class Sweeper:
             num_assets=await _repeat(assets),
             num_answers=await _repeat(lambda: self._answers.drop_expired(tenant_id, BATCH)),
             num_deliveries=await _repeat(deliveries),
+            num_exposures=await _repeat(exposures),
+            num_outcomes=await _repeat(outcomes),
             num_orphans=await self._drop_orphans(tenant_id),
         )
 
