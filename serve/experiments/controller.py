@@ -21,8 +21,8 @@ from serve.experiments.rollout import Decision, Evidence, Readiness, Standing, d
 from serve.store.columns import utc_now
 from serve.store.engine import Database, Session
 from serve.store.experiment_tables import Experiment, ExperimentState
+from serve.store.experiments import read_ranges
 from serve.store.exposures import count_exposures, read_exposures
-from serve.store.rollout_experiments import read_ranges
 from serve.store.rollout_tables import Rollout, RolloutState
 from serve.store.rollouts import (
     BEFORE_FIRST,

@@ -9,17 +9,16 @@ from serve.designs import BUCKETS, Arm, ExperimentDesign, RolloutPlan, ShadowDes
 from serve.experiments.allocation import allocate, load_allocation, reallocate
 from serve.experiments.findings import CHALLENGER, CONTROL
 from serve.store.engine import Session
-from serve.store.rollout_experiments import (
-    end,
-    freeze,
+from serve.store.experiment_tables import ExperimentState
+from serve.store.experiments import (
+    allocate_anew,
     insert_experiment,
     lock_experiment,
     read_ranges,
-    set_default,
-    weigh,
+    set_experiment_state,
 )
 from serve.store.rollout_tables import Rollout, RolloutState
-from serve.store.rollouts import BEFORE_FIRST, Note, insert_rollout, log_decision
+from serve.store.rollouts import BEFORE_FIRST, Note, insert_rollout, log_decision, set_default
 
 SUFFIX_CHARS = 12
 
@@ -65,7 +64,9 @@ class Move:
     async def freeze(self, reason: str) -> None:
         """Nobody changes arms until a person says so."""
         experiment = await lock_experiment(self.session, self.rollout.experiment_id)
-        await freeze(self.session, experiment, reason, self.now)
+        await set_experiment_state(
+            self.session, experiment, ExperimentState.FROZEN, reason, self.now
+        )
         self.rollout.state = RolloutState.PAUSED
 
     async def _weigh(self, share: int, shadow: int, reason: str) -> None:
@@ -75,13 +76,18 @@ class Move:
         allocation = reallocate(load_allocation(ranges), weights)
         before = ExperimentDesign.model_validate(experiment.design)
         design = design_experiment(before.id, self.plan, share, shadow)
-        self.rollout.revision = await weigh(
-            self.session, experiment, design, allocation.dump(), reason, self.now
-        )
+        await allocate_anew(self.session, experiment, design, allocation.dump(), reason, self.now)
+        if experiment.state is not ExperimentState.RUNNING:
+            await set_experiment_state(
+                self.session, experiment, ExperimentState.RUNNING, reason, self.now
+            )
+        self.rollout.revision = experiment.revision
 
     async def _end(self, state: RolloutState, reason: str) -> None:
         experiment = await lock_experiment(self.session, self.rollout.experiment_id)
-        await end(self.session, experiment, reason, self.now)
+        await set_experiment_state(
+            self.session, experiment, ExperimentState.ENDED, reason, self.now
+        )
         self.rollout.state, self.rollout.finished_at = state, self.now
         self.rollout.lease_token = self.rollout.lease_expires_at = None
 
@@ -131,7 +137,9 @@ async def create_rollout(
     experiment_id = f"rollout-{plan.expert}-{rollout_id[-SUFFIX_CHARS:]}"
     design = design_experiment(experiment_id, plan, share=0, shadow=0)
     ranges = allocate({CONTROL: BUCKETS, CHALLENGER: 0}).dump()
-    experiment = await insert_experiment(session, design, ranges, actor, now)
+    experiment = await insert_experiment(
+        session, design, ranges, state=ExperimentState.DRAFT, created_by=actor, now=now
+    )
     rollout = await insert_rollout(
         session,
         rollout_id=rollout_id,

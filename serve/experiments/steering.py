@@ -10,8 +10,8 @@ from serve.store.audit import lock_audit
 from serve.store.columns import utc_now
 from serve.store.engine import Database, Session
 from serve.store.experiment_tables import ExperimentState
+from serve.store.experiments import lock_experiment
 from serve.store.ids import new_id
-from serve.store.rollout_experiments import lock_experiment
 from serve.store.rollout_tables import Rollout, RolloutState
 from serve.store.rollouts import BEFORE_FIRST, Note, lock_rollout, refuse_if_taken
 
