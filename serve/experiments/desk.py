@@ -57,6 +57,14 @@ class Standing:
         return LiveExperiment(design_of(self.row), self.row.revision, load_allocation(self.ranges))
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a wish for an experiment led to."""
+
+    standing: Standing
+    is_new: bool
+
+
 async def read_standing(session: Session, row: Experiment) -> Standing:
     ranges = await read_ranges(session, row.id, row.revision)
     return Standing(row, ranges, await find_owner(session, row.id))
@@ -79,7 +87,7 @@ class ExperimentDesk:
         self._list_deployed = list_deployed
         self._now = now
 
-    async def create(self, actor: str, design: ExperimentDesign, *, start: bool) -> Standing:
+    async def create(self, actor: str, design: ExperimentDesign, *, start: bool) -> Made:
         """The same again is the same experiment.
 
         Raises:
@@ -98,7 +106,7 @@ class ExperimentDesk:
                 await _record(session, now, actor, "experiment.create", row.id, detail)
             if start and row.state is DRAFT:
                 await self._move(session, now, actor, row, "start", "")
-            return await read_standing(session, row)
+            return Made(await read_standing(session, row), not is_there)
 
     async def act(self, actor: str, experiment_id: str, verb: Verb, reason: str) -> Standing:
         """Asked twice, it is done once.
