@@ -1,6 +1,6 @@
-"""What exposures say about two arms: units are what was drawn, so units are what is counted.
+"""What exposures say about two arms, by units.
 
-Requests of one unit look alike; a unit that asks a thousand times is one unit still.
+Differences are towards worse, whichever way a metric is better.
 """
 
 import math
@@ -9,27 +9,22 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serve.designs import MetricName
+from serve.experiments.clusters import (
+    Clusters,
+    bound_difference,
+    bound_paired_difference,
+    encode,
+)
 from serve.experiments.metrics import METRICS, Metric
 from serve.experiments.sequential import (
-    MIN_UNITS,
     NOTHING_KNOWN,
     Bounds,
-    bound_mean,
     bound_paired_shares,
     bound_share_difference,
-    combine_errors,
-    widen_smaller,
 )
 from serve.store.exposures import Seen
-
-Floats = NDArray[np.float64]
-
-MAX_WEIGHT = 10
-"""A unit counts as its exposures, as so many at most: one that never stops asking is not the
-whole mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +35,6 @@ class ArmNumbers:
     num_exposures: int
     mean: float
     """The share of units, or the mean; not a number without any unit."""
-
-
-NO_ARM = ArmNumbers(0, 0, math.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +148,37 @@ def compare(
         seen: of one experiment, other arms among them.
         control, challenger: names of arms.
     """
-    units: dict[str, dict[str, list[float]]] = {control: {}, challenger: {}}
+    units: dict[str, list[str]] = {control: [], challenger: []}
+    values: dict[str, list[float]] = {control: [], challenger: []}
     for one in seen:
-        of_arm = units.get(one.arm)
-        value = None if of_arm is None or one.is_shadow else metric.read(one)
-        if of_arm is not None and value is not None:
-            of_arm.setdefault(one.unit, []).append(value)
-    sides = (_Arm.of(units[control].values()), _Arm.of(units[challenger].values()))
-    return _compare_arms(metric, *sides, alpha=alpha)
+        if one.is_shadow or one.arm not in units:
+            continue
+        value = metric.read(one)
+        if value is not None:
+            units[one.arm].append(one.unit)
+            values[one.arm].append(value)
+    sides = [Clusters.of(encode(units[arm]), np.array(values[arm])) for arm in units]
+    return compare_clusters(metric, sides[0], sides[1], alpha)
+
+
+def compare_clusters(
+    metric: Metric, control: Clusters, challenger: Clusters, alpha: float
+) -> Comparison:
+    """The same, of values that were read before."""
+    sides = (_numbers(metric, control), _numbers(metric, challenger))
+    num_bad = challenger.num_hit if metric.kind == "share" else 0
+    if not control.num_units or not challenger.num_units:
+        return Comparison(metric.name, *sides, math.nan, NOTHING_KNOWN, alpha, num_bad=num_bad)
+    if metric.kind == "share":
+        hits = [(side.num_hit, side.num_units) for side in (control, challenger)]
+        effect = sides[1].mean - sides[0].mean
+        bounds = bound_share_difference(hits[0], hits[1], alpha)
+    else:
+        effect, bounds = bound_difference(
+            control, challenger, alpha, is_relative=metric.is_relative
+        )
+    signed = _towards_worse(metric, effect, bounds)
+    return Comparison(metric.name, *sides, *signed, alpha, num_bad=num_bad)
 
 
 class Pair(NamedTuple):
@@ -195,131 +210,38 @@ def compare_pairs(
 
 def compare_found(pairs: Sequence[Pair], metric: Metric, alpha: float) -> Comparison:
     """The same, of pairs that were found before."""
-    units: dict[str, list[tuple[float, float]]] = {}
+    units: list[str] = []
+    values: list[tuple[float, float]] = []
     for pair in pairs:
         before, after = metric.read(pair.live), metric.read(pair.shadow)
         if before is not None and after is not None:
-            units.setdefault(pair.live.unit, []).append((before, after))
-    columns = [[[one[side] for one in unit] for unit in units.values()] for side in (0, 1)]
-    before_arm, after_arm = _Arm.of(columns[0]), _Arm.of(columns[1])
-    sides = (before_arm.numbers(metric), after_arm.numbers(metric))
+            units.append(pair.live.unit)
+            values.append((before, after))
+    codes = encode(units)
+    columns = np.array(values, dtype=np.float64).reshape(-1, 2).T
+    control, challenger = Clusters.of(codes, columns[0]), Clusters.of(codes, columns[1])
+    sides = (_numbers(metric, control), _numbers(metric, challenger))
     if not units:
         return Comparison(metric.name, *sides, math.nan, NOTHING_KNOWN, alpha, True)
+    num_bad = 0
     if metric.kind == "share":
-        had, has = before_arm.had_any, after_arm.had_any
-        worse, better = int((has & ~had).sum()), int((had & ~has).sum())
-        bounds = bound_paired_shares(worse, better, len(units), alpha)
-        effect = (worse - better) / len(units)
-        signed = _towards_worse(metric, effect, bounds)
-        return Comparison(metric.name, *sides, *signed, alpha, True, int(has.sum()))
-    effect, influence = _difference_of_pairs(metric, before_arm, after_arm)
-    num_units = before_arm.num_effective
-    variance = float((influence**2).sum()) * _correction(num_units)
-    scale = max(abs(before_arm.mean), abs(after_arm.mean), 1.0 if metric.is_relative else 0.0)
-    bounds = NOTHING_KNOWN
-    if num_units >= MIN_UNITS and math.isfinite(effect):
-        variance = max(variance, float(_least_variance(scale, num_units)))
-        bounds = bound_mean(effect, variance, num_units, num_units - 1, alpha)
-    return Comparison(metric.name, *sides, *_towards_worse(metric, effect, bounds), alpha, True)
+        had, has = control.had_any, challenger.had_any
+        worse, better, num_bad = int((has & ~had).sum()), int((had & ~has).sum()), int(has.sum())
+        effect = (worse - better) / len(had)
+        bounds = bound_paired_shares(worse, better, len(had), alpha)
+    else:
+        effect, bounds = bound_paired_difference(
+            control, challenger, alpha, is_relative=metric.is_relative
+        )
+    signed = _towards_worse(metric, effect, bounds)
+    return Comparison(metric.name, *sides, *signed, alpha, True, num_bad)
 
 
-@dataclass(frozen=True, slots=True)
-class _Arm:
-    """Units of one arm, (U,) each."""
-
-    counts: Floats
-    weights: Floats
-    means: Floats
-    had_any: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, units: Iterable[Sequence[float]]) -> "_Arm":
-        rows = [(len(values), math.fsum(values), max(values)) for values in units]
-        counts, sums, highest = np.array(rows, dtype=np.float64).reshape(-1, 3).T
-        return cls(counts, np.minimum(counts, MAX_WEIGHT), sums / counts, highest > 0)
-
-    @property
-    def num_units(self) -> int:
-        return len(self.counts)
-
-    @property
-    def num_effective(self) -> float:
-        """Equally heavy units that would say as much. Source: Kish, Survey Sampling, 1965."""
-        return float(self.weights.sum() ** 2 / (self.weights**2).sum()) if self.num_units else 0.0
-
-    @property
-    def mean(self) -> float:
-        """A ratio of sums: of values over exposures."""
-        return float(self.weights @ self.means / self.weights.sum()) if self.num_units else math.nan
-
-    def influence(self) -> Floats:
-        """What each unit adds to the error of the mean. Source: linearisation of a ratio, e.g.
-        Deng, Knoblich, Lu, Applying the delta method in metric analytics, KDD 2018, section 3."""
-        influence: Floats = self.weights * (self.means - self.mean) / self.weights.sum()
-        return influence
-
-    def numbers(self, metric: Metric) -> ArmNumbers:
-        if not self.num_units:
-            return NO_ARM
-        mean = float(self.had_any.mean()) if metric.kind == "share" else self.mean
-        return ArmNumbers(self.num_units, int(self.counts.sum()), mean)
-
-
-def _compare_arms(metric: Metric, control: _Arm, challenger: _Arm, alpha: float) -> Comparison:
-    sides = (control.numbers(metric), challenger.numbers(metric))
-    if not control.num_units or not challenger.num_units:
-        num_bad = int(challenger.had_any.sum()) if metric.kind == "share" else 0
-        return Comparison(metric.name, *sides, math.nan, NOTHING_KNOWN, alpha, num_bad=num_bad)
-    if metric.kind == "share":
-        hits = [(int(arm.had_any.sum()), arm.num_units) for arm in (control, challenger)]
-        effect = sides[1].mean - sides[0].mean
-        signed = _towards_worse(metric, effect, bound_share_difference(hits[0], hits[1], alpha))
-        return Comparison(metric.name, *sides, *signed, alpha, num_bad=hits[1][0])
-    effect, bounds = _bound_difference(metric, control, challenger, alpha)
-    return Comparison(metric.name, *sides, *_towards_worse(metric, effect, bounds), alpha)
-
-
-def _bound_difference(
-    metric: Metric, control: _Arm, challenger: _Arm, alpha: float
-) -> tuple[float, Bounds]:
-    """Of means; of their logarithms where the metric is relative."""
-    means = (control.mean, challenger.mean)
-    if metric.is_relative and min(means) <= 0:
-        return math.nan, NOTHING_KNOWN
-    effect = math.log(means[1] / means[0]) if metric.is_relative else means[1] - means[0]
-    least = min(control.num_effective, challenger.num_effective)
-    if least < MIN_UNITS:
-        return effect, NOTHING_KNOWN
-    scale = 1.0 if metric.is_relative else max(map(abs, means))
-    arms = (control, challenger)
-    divisors = means if metric.is_relative else (1.0, 1.0)
-    own = [
-        float((arm.influence() ** 2).sum()) * _correction(arm.num_effective) / divisor**2
-        for arm, divisor in zip(arms, divisors, strict=True)
-    ]
-    counts = np.array([arm.num_effective for arm in arms])
-    variances = np.maximum(widen_smaller(np.array(own), counts), _least_variance(scale, counts))
-    variance, num_units, freedom = map(float, combine_errors(variances, counts))
-    return effect, bound_mean(effect, variance, num_units, freedom, alpha)
-
-
-def _difference_of_pairs(metric: Metric, before: _Arm, after: _Arm) -> tuple[float, Floats]:
-    if not metric.is_relative:
-        return after.mean - before.mean, after.influence() - before.influence()
-    if min(before.mean, after.mean) <= 0:
-        return math.nan, before.influence()
-    influence = after.influence() / after.mean - before.influence() / before.mean
-    return math.log(after.mean / before.mean), influence
-
-
-def _correction(num_units: float) -> float:
-    """Bessel's, of so many units."""
-    return num_units / max(num_units - 1, 1e-9)
-
-
-def _least_variance(scale: float, num_units: Floats | float) -> Floats:
-    """Of a mean whose values are alike to six digits: below it there is rounding only."""
-    return np.asarray(max(1e-6 * scale, 1e-12) ** 2 / num_units)
+def _numbers(metric: Metric, side: Clusters) -> ArmNumbers:
+    mean = side.mean
+    if metric.kind == "share" and side.num_units:
+        mean = side.num_hit / side.num_units
+    return ArmNumbers(side.num_units, int(side.counts.sum()), mean)
 
 
 def _towards_worse(metric: Metric, effect: float, bounds: Bounds) -> tuple[float, Bounds]:
