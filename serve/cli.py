@@ -12,11 +12,14 @@ from serve.commands import (
     batches,
     bench,
     cluster,
+    defaults,
+    experiments,
     experts,
     jobs,
     keys,
     listing,
     outcomes,
+    pins,
     plan,
     profile,
     served,
@@ -47,6 +50,8 @@ app.command()(plan.plan)
 
 versions = typer.Typer()
 versions.callback(invoke_without_command=True)(listing.experts)
+versions.command("list")(defaults.list_experts)
+versions.command()(defaults.default)
 versions.command()(experts.freeze)
 for of_version in (served.deploy, served.undeploy, served.served):
     versions.command()(of_version)
@@ -85,6 +90,26 @@ verdicts.command()(outcomes.add)
 verdicts.command("import")(outcomes.import_file)
 app.add_typer(verdicts, name="outcomes")
 
+fixed = typer.Typer(
+    help="Collections that stay on the versions they were begun with.", no_args_is_help=True
+)
+fixed.command("set")(pins.set_pin)
+fixed.command("list")(pins.list_pins)
+fixed.command()(pins.show)
+fixed.command()(pins.remove)
+app.add_typer(fixed, name="pins")
+
+trials = typer.Typer(
+    help="Versions that are compared: on whom, and who gets which.", no_args_is_help=True
+)
+trials.command("list")(experiments.list_experiments)
+for on_trial in (
+    *(experiments.show, experiments.create, experiments.start, experiments.pause),
+    *(experiments.resume, experiments.end, experiments.weights, experiments.assign),
+):
+    trials.command()(on_trial)
+app.add_typer(trials, name="experiments")
+
 kept = typer.Typer(help="Pictures that are uploaded once and used by id.", no_args_is_help=True)
 kept.command()(assets.upload)
 kept.command("list")(assets.list_assets)
@@ -122,12 +147,14 @@ app.command()(usage.usage)
 benches = typer.Typer(help="Measure; every figure is a ratio within one run.", no_args_is_help=True)
 MEASURES = (
     bench.gateway, bench.experts, bench.adapters, bench.packing, bench.admission, bench.fairness,
+    bench.sequential,
 )  # fmt: skip
 for measure in MEASURES:
     benches.command()(measure)
 benches.command()(bench.gpu)
 benches.command()(bench.tenancy)
 benches.command()(bench.assignment)
+benches.command()(bench.shadow)
 app.add_typer(benches, name="bench")
 
 
@@ -135,7 +162,6 @@ app.add_typer(benches, name="bench")
 def version() -> None:
     """Print the version."""
     out.print(__version__)
-    bench.sequential,
 
 
 def main() -> None:

@@ -13,7 +13,10 @@ import httpx2
 from serve.calling.assets import Assets
 from serve.calling.batches import Batches
 from serve.calling.connection import ApiError, ApiUnreachable, Connection, part
+from serve.calling.experiments import Experiments
+from serve.calling.experts import Experts
 from serve.calling.outcomes import Outcomes
+from serve.calling.pins import Pins
 from serve.calling.versions import Versions
 from serve.calling.webhooks import Webhooks
 from serve.schemas.jobs import JobCard, JobEventCard, JobOptions, JobPage, JobStatus
@@ -60,6 +63,9 @@ class Client:
         self._connection = Connection(self.url, self.headers, transport)
         self.assets = Assets(self._connection)
         self.batches = Batches(self._connection)
+        self.experiments = Experiments(self._connection)
+        self.experts = Experts(self._connection)
+        self.pins = Pins(self._connection)
         self.outcomes = Outcomes(self._connection)
         self.webhooks = Webhooks(self._connection)
         self.versions = Versions(self._connection)

@@ -38,8 +38,9 @@ def sm4ll(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 COMMANDS = (
     *("up", "down", "tryon", "demo", "prepare", "profile", "plan", "experts", "experts freeze"),
+    *("experts list", "experts default", "pins set", "pins list", "pins show", "pins remove"),
     *("bench gateway", "bench experts", "bench adapters", "bench packing", "bench admission"),
-    *("bench gpu", "bench assignment", "bench sequential"),
+    *("bench gpu", "bench assignment", "bench shadow", "bench sequential"),
     *("store upgrade", "store prepare", "store check", "version"),
     *("tenants list", "tenants create", "tenants policy", "tenants disable", "tenants enable"),
     *("tenants keys list", "tenants keys create", "tenants keys rotate", "tenants keys revoke"),

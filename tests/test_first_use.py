@@ -19,9 +19,12 @@ from serve.commands import keys as key_commands
 from serve.policy import SCOPES
 from serve.schemas.assets import ErasureRequest
 from serve.schemas.batches import BatchRequest
+from serve.schemas.experiments import NewExperiment, WeightsChange
+from serve.schemas.experts import DefaultChange
 from serve.schemas.jobs import JobJson, JobPage
 from serve.schemas.keys import KeyCard, KeyRotation, NewKey
 from serve.schemas.outcomes import OutcomeRequest
+from serve.schemas.pins import PinRequest
 from serve.schemas.tenants import NewTenant, TenantChange
 from serve.schemas.tryon import TryOnJson
 from serve.schemas.versions import NewVersion
@@ -39,6 +42,10 @@ BODIES: dict[str, type[BaseModel]] = {
     "post /v1/erasures": ErasureRequest,
     "post /v1/outcomes": OutcomeRequest,
     "post /v1/versions": NewVersion,
+    "post /v1/experiments": NewExperiment,
+    "put /v1/experiments/{experiment_id}/weights": WeightsChange,
+    "put /v1/pins/{collection}": PinRequest,
+    "put /v1/experts/{expert}/default": DefaultChange,
     "post /v1/webhooks/test": TestMessage,
     "post /v1/webhooks/secrets/rotate": RotationRequest,
     "post /v1/tenants": NewTenant,

@@ -11,6 +11,8 @@ from serve.api.assets import build_assets_router
 from serve.api.authentication import Authentication
 from serve.api.batches import build_batches_router, open_batches
 from serve.api.erasures import build_erasures_router
+from serve.api.experiments import build_experiments_router
+from serve.api.experts import build_experts_router
 from serve.api.health import ReadWaiting, build_health_router
 from serve.api.idempotency import Idempotency
 from serve.api.job_events import build_job_events_router
@@ -21,6 +23,7 @@ from serve.api.models import ReadStates, build_models_router
 from serve.api.openapi import install_openapi
 from serve.api.outcomes import build_outcomes_router
 from serve.api.pictures import FetchPicture
+from serve.api.pins import build_pins_router
 from serve.api.problems import install_problem_handlers
 from serve.api.rate import RateLimit
 from serve.api.tenants import build_audit_router, build_tenants_router
@@ -30,6 +33,8 @@ from serve.api.versions import build_versions_router
 from serve.api.webhooks import build_webhooks_router
 from serve.catalog import Catalog
 from serve.choosing import Chooser
+from serve.experiments.defaults import Defaults
+from serve.experiments.desk import ExperimentDesk
 from serve.experiments.versions import ServedVersions
 from serve.imaging.limits import ImageLimits
 from serve.jobs.quote import PredictUnits
@@ -108,11 +113,18 @@ def build_api(
     app.include_router(build_tenants_router(services.database, services.registry))
     app.include_router(build_keys_router(services.database, services.registry))
     app.include_router(build_audit_router(services.database))
+    app.include_router(build_pins_router(services.database, chooser, services.pins))
+    defaults = Defaults(services.database)
+    app.include_router(build_experts_router(catalog, services.routing, defaults))
+    experiments = ExperimentDesk(
+        services.database, lambda: frozenset(bundle.version for bundle in catalog)
+    )
+    app.include_router(
+        build_experiments_router(services.database, experiments, services.routing)
+    )
     price = catalog.family.pricing.usd_per_gpu_second
     app.include_router(build_usage_router(services.database, price))
-    app.include_router(
-        build_outcomes_router(services.database, router_config.evidence_retention_s)
-    )
+    app.include_router(build_outcomes_router(services.database, router_config.evidence_retention_s))
     served = ServedVersions(
         services.database, [deployed.version for deployed in catalog.family.experts]
     )

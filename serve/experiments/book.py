@@ -114,6 +114,11 @@ class RoutingBook:
             self._note_away(f"no answer within {PATIENCE_S:.0f} s")
         return self._table or table
 
+    async def renew(self) -> None:
+        """Read it now: whoever changed something here sees it at once."""
+        await self.flush()  # what it reads may be from before the change
+        await asyncio.wait([self._reading or self._begin()])
+
     async def flush(self) -> None:
         """Wait for what runs beside the requests."""
         if self._reading is not None:
