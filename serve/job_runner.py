@@ -8,10 +8,14 @@ from ray import serve as rayserve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.bundle import Bundle
+from deployments.options import group_experts
 from serve.added import AddedVersions
 from serve.admission.load import report_queued
 from serve.config import FamilyConfig, VersionId
+from serve.experiments.controller import RolloutController
+from serve.experiments.probe import DeploymentProbe
 from serve.fetching.post import Poster
+from serve.fleet import read_details
 from serve.jobs.chores import list_chores
 from serve.jobs.deliveries import Deliverer
 from serve.jobs.routine import Chore, Routine
@@ -20,6 +24,7 @@ from serve.jobs.runner import Runner
 from serve.jobs.windows import plan_windows
 from serve.jobs.work import build_forget
 from serve.router import map_handle_errors
+from serve.served import shorten_traceback
 from serve.services import open_services
 from serve.settings import Settings
 from serve.store.columns import utc_now
@@ -61,6 +66,19 @@ class JobRunner:
             replica_id=context.replica_tag,
             logger=logger,
         )
+        deployments = {
+            bundle.version: group.name
+            for group in group_experts(family, bundles)
+            for bundle in group.bundles
+        }
+        database = self._services.database
+        self._rollouts = RolloutController(
+            database,
+            DeploymentProbe(
+                database, context.app_name, deployments, read_details, shorten_traceback
+            ),
+            logger=logger,
+        )
         deliverer = Deliverer(
             self._services.database, Poster(family.router.webhooks), logger=logger
         )
@@ -68,6 +86,7 @@ class JobRunner:
             *list_chores(self._runner, family.jobs),
             Chore(name="deliver", every_s=1.0, work=deliverer.run_forever, is_endless=True),
             Chore(name="serve", every_s=1.0, work=added.turn),
+            Chore(name="rollouts", every_s=1.0, work=self._rollouts.turn),
             Chore(name="ledger", every_s=LEDGER_S, work=self._release_expired),
             # Endless, because a run over many tenants may take longer than a chore should.
             Chore(
@@ -114,5 +133,6 @@ class JobRunner:
         # Serve awaits this when the replica has drained: what is unfinished goes to others at
         # once, instead of a lease later.
         await self._routine.stop()
+        await self._rollouts.stop()
         await self._runner.stop()
         await self._services.close()

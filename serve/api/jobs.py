@@ -149,7 +149,7 @@ def open_job_desk(
     )
 
 
-def repeatable_id(request: Request, prefix: Literal["job", "bat"]) -> str | None:
+def repeatable_id(request: Request, prefix: Literal["job", "bat", "rol"]) -> str | None:
     """With an Idempotency-Key the id of what is made follows from it: a router that takes the
     request over from one that died finds what is there."""
     state = request.scope["state"]

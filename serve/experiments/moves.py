@@ -8,6 +8,7 @@ from datetime import datetime
 from serve.designs import BUCKETS, Arm, ExperimentDesign, RolloutPlan, ShadowDesign
 from serve.experiments.allocation import allocate, load_allocation, reallocate
 from serve.experiments.findings import CHALLENGER, CONTROL
+from serve.store.defaults import set_default
 from serve.store.engine import Session
 from serve.store.experiment_tables import ExperimentState
 from serve.store.experiments import (
@@ -18,7 +19,7 @@ from serve.store.experiments import (
     set_experiment_state,
 )
 from serve.store.rollout_tables import Rollout, RolloutState
-from serve.store.rollouts import BEFORE_FIRST, Note, insert_rollout, log_decision, set_default
+from serve.store.rollouts import BEFORE_FIRST, Note, insert_rollout, log_decision
 
 SUFFIX_CHARS = 12
 
@@ -58,7 +59,7 @@ class Move:
         assert plan.against is not None, "a rollout that was begun knows what it replaces"
         await self._end(RolloutState.PROMOTED, note.reason)
         await set_default(
-            self.session, plan.expert, plan.version, plan.against, note.actor, self.now
+            self.session, plan.expert, plan.version, note.actor, self.now, instead_of=plan.against
         )
 
     async def freeze(self, reason: str) -> None:

@@ -30,12 +30,15 @@ class Steering:
         Args:
             tenant_id: whose webhook secret signs what is told.
             plan: with the version that it is against.
+            rollout_id: the one that is there with this id is the one that was asked for.
 
         Raises:
             Conflict: a rollout or an experiment decides about this expert already.
         """
         async with self._database.transaction() as session:
             await lock_audit(session)  # or two could begin at once
+            if rollout_id is not None and (made := await session.get(Rollout, rollout_id)):
+                return made
             await refuse_if_taken(session, plan.expert)
             return await create_rollout(
                 session,

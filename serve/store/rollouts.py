@@ -15,11 +15,10 @@ from serve.designs import RolloutPlan
 from serve.errors import Conflict, NotFound
 from serve.store.audit import Act, append_record, lock_audit
 from serve.store.engine import Session
-from serve.store.experiment_tables import Experiment, ExperimentState, ExpertDefault
+from serve.store.experiment_tables import Experiment, ExperimentState
 from serve.store.ids import ID
 from serve.store.rollout_cards import describe_news
 from serve.store.rollout_tables import Rollout, RolloutDecision, RolloutState
-from serve.store.routing import bump_routing
 from serve.store.webhooks import enqueue
 
 CONTROLLER = "rollouts"
@@ -225,20 +224,6 @@ async def release_leases(session: Session, token: str) -> None:
         .values(lease_token=None, lease_expires_at=None)
     )
     await session.execute(given, execution_options={"synchronize_session": False})
-
-
-async def set_default(
-    session: Session, expert: str, version: str, previous: str, actor: str, now: datetime
-) -> None:
-    """The version an expert's requests get from now on, on every router within five seconds."""
-    row = await session.get(ExpertDefault, expert, with_for_update=True)
-    if row is None:
-        row = ExpertDefault(expert=expert)
-        session.add(row)
-    row.version, row.previous = version, previous
-    row.changed_by, row.changed_at = actor, now
-    await session.flush()
-    await bump_routing(session)
 
 
 async def log_decision(session: Session, rollout: Rollout, note: Note, now: datetime) -> None:
