@@ -31,6 +31,7 @@ from serve.errors import (
     Sm4llError,
     StoreUnavailable,
 )
+from serve.evidence.witness import Witnesses
 from serve.experiments.versions import Wish
 from serve.fetching.fetch import Fetcher
 from serve.fleet import FleetWatch
@@ -44,6 +45,7 @@ from serve.pipeline import ExpertCaller, ExpertFollower, OnStep, Pipeline
 from serve.served import app_of, expert_name, segmenter_name
 from serve.services import open_services, require_current_schema
 from serve.settings import Settings
+from serve.shadows import open_shadows
 
 PING_TIMEOUT_S = 2.0
 TELL_TIMEOUT_S = 30.0
@@ -148,6 +150,14 @@ class Router:
             logger=self._logger,
         )
         self._services.routing.on_change(self._newcomers.follow)
+        self._shadows = open_shadows(
+            catalog=self._catalog,
+            segment=self._segment,
+            experts=self._callers,
+            gate=self._gate,
+            limits=self._limits,
+            services=self._services,
+        )
         self._pipeline = Pipeline(
             catalog=self._catalog,
             segment=self._segment,
@@ -156,7 +166,7 @@ class Router:
             threads=self._threads,
             limits=self._limits,
             followers=self._followers,
-            witness=self._services.recorder,
+            witness=Witnesses(self._services.recorder, self._shadows),
         )
         self._work = JobWork(
             database=self._services.database,

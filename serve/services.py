@@ -1,9 +1,10 @@
 """What one process keeps open between requests: rows, blobs and what stands on them."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serve.config import RouterConfig
 from serve.errors import ConfigError
@@ -41,6 +42,8 @@ class Services:
     routing: RoutingBook
     pins: PinBook
     recorder: Recorder
+    users: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    """Ends of what runs beside requests and needs all of these."""
 
     async def close(self) -> None:
         # One that fails takes nothing from the others: what is not written here was used for free.
@@ -52,6 +55,7 @@ class Services:
                 self.recorder.shut_down,
                 self.keys.flush,
                 self.routing.flush,
+                *self.users,
             ):
                 stack.push_async_callback(end)
 

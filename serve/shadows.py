@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from serve.admission.gate import Gate
 from serve.catalog import Catalog
 from serve.evidence.repainting import Repainter
-from serve.evidence.shadow import ShadowBook, ShadowRunner
+from serve.evidence.shadow import ShadowRunner
 from serve.imaging.limits import ImageLimits
 from serve.pipeline import ExpertCaller, Pipeline, SegmentCaller
 from serve.services import Services
@@ -25,7 +25,6 @@ def open_shadows(
     gate: Gate,
     limits: ImageLimits,
     services: Services,
-    book: ShadowBook,
 ) -> ShadowRunner:
     """A witness for the router's pipeline; follows the experiments as they change.
 
@@ -46,9 +45,10 @@ def open_shadows(
             threads=thread,
             assets=services.assets,
         ),
-        book=book,
+        book=services.recorder,
     )
     services.routing.on_change(runner.follow)
+    services.users.append(runner.close)
     return runner
 
 

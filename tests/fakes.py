@@ -22,6 +22,7 @@ from serve.api.pictures import FetchPicture
 from serve.catalog import Catalog
 from serve.config import JobsConfig, ReplicaPlan
 from serve.errors import Sm4llError
+from serve.evidence.witness import Witnesses
 from serve.imaging.limits import ImageLimits
 from serve.jobs.chores import list_chores
 from serve.jobs.routine import Routine
@@ -31,6 +32,7 @@ from serve.jobs.work import JobWork, build_forget
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
 from serve.permits import build_gate
 from serve.pipeline import ExpertFollower, OnStep, Pipeline
+from serve.shadows import open_shadows
 from tests.loopback_web import refusing_fetcher
 from tests.tenants import KeyAdded, open_local_services
 
@@ -103,15 +105,24 @@ def build_local_api(
     gate = build_gate(family, bundles)
     folder = tempfile.TemporaryDirectory(prefix="sm4ll-api-")
     services, settings = open_local_services(Path(folder.name))
+    experts = {version: replica.generate for version, replica in replicas.items()}
+    shadows = open_shadows(
+        catalog=catalog,
+        segment=segment,
+        experts=experts,
+        gate=gate,
+        limits=limits,
+        services=services,
+    )
     pipeline = Pipeline(
         catalog=catalog,
         segment=segment,
-        experts={version: replica.generate for version, replica in replicas.items()},
+        experts=experts,
         gate=gate,
         threads=ThreadPoolExecutor(2),
         limits=limits,
         followers={version: follow_locally(replica) for version, replica in replicas.items()},
-        witness=services.recorder,
+        witness=Witnesses(services.recorder, shadows),
     )
     fetch = fetch or refusing_fetcher()
     api = build_api(
@@ -148,6 +159,7 @@ def build_local_api(
         config,
     )
     api.state.services, api.state.settings = services, settings
+    api.state.shadows = shadows
     api.state.segmenters = segmenters
     api.state.folder = folder  # goes when the API goes
     if is_key_added:

@@ -5,11 +5,14 @@ import io
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+from starlette.testclient import TestClient
 
 from deployments.bundle import Bundle
 from serve.admission.cost import CostModel
@@ -39,8 +42,13 @@ from serve.pipeline import Pipeline
 from serve.policy import TenantPolicy
 from serve.schemas.tryon import TryOnOptions
 from serve.steps import Sighting, TryOnResult, TryOnWork
+from serve.store.columns import utc_now
+from serve.store.experiment_tables import ExperimentState
+from serve.store.experiments import insert_experiment
+from serve.store.exposures import Seen, read_exposures
 from serve.store.tables import Asset, AssetKind
 from serve.telemetry import Stopwatch
+from tests.fakes import build_local_api
 from tests.pictures import box_mask, encoded, photo
 
 pytestmark = pytest.mark.anyio
@@ -437,3 +445,74 @@ def test_only_the_controls_requests_are_shared() -> None:
     assert found.version == "eye@2"
     assert find_challenger(DESIGN, "new", "req_1") is None
     assert find_challenger(DESIGN.model_copy(update={"shadow": None}), "old", "req_1") is None
+
+
+def write_family(folder: Path) -> Path:
+    """Two versions of `top` that change nothing, the challenger in its own time."""
+    (folder / "experts").mkdir()
+    for name, seconds in (("old", 0.0), ("new", 0.4)):
+        told = bundle(f"top@{name}", backend={"kind": "noop", "seconds": seconds, "steps": 4})
+        path = folder / f"experts/top.{name}.yaml"
+        path.write_text(yaml.safe_dump(told.model_dump(mode="json", exclude_unset=True)))
+    family = folder / "family.yaml"
+    family.write_text("experts: [{version: top@old}, {version: top@new}]\n")
+    return family
+
+
+def test_a_request_over_http_leaves_its_own_row_and_its_shadows_and_is_told_of_neither(
+    tmp_path: Path,
+) -> None:
+    design = ExperimentDesign.model_validate(
+        {
+            "id": "tops",
+            "expert": "top",
+            "unit": "request",
+            "arms": [
+                {"name": "old", "version": "top@old", "weight": 10_000},
+                {"name": "new", "version": "top@new", "weight": 0},
+            ],
+            "shadow": {"arm": "new", "share": 10_000},
+        }
+    )
+    api = build_local_api(write_family(tmp_path))
+
+    async def begin() -> None:
+        async with api.state.services.database.transaction() as session:
+            await insert_experiment(
+                session,
+                design,
+                allocate({"old": 10_000}).dump(),
+                state=ExperimentState.RUNNING,
+                created_by="tests",
+                now=utc_now(),
+            )
+        await api.state.services.routing.renew()
+
+    async def read() -> list[Seen]:
+        await api.state.shadows.flush()
+        await api.state.services.recorder.flush()
+        async with api.state.services.database.reading() as session:
+            return await read_exposures(session, "tops")
+
+    with TestClient(api) as http:
+        assert http.portal is not None
+        http.portal.call(begin)
+        files = {
+            "person": encoded(photo()),
+            "product": encoded(photo(64, 64, seed=1)),
+            "mask": encoded(box_mask()),
+        }
+        answer = http.post("/v1/tryon", data={"expert": "top"}, files=files)
+        assert answer.status_code == 200, answer.text
+        live, shadow = http.portal.call(read)
+        assert shadow.pictures is not None
+        shown = http.get(f"/v1/assets/{shadow.pictures['shadow']}/content")
+    assert answer.headers["sm4ll-version"] == "top@old"
+    assert not set(answer.headers.values()) & {"new", "top@new"}
+    assert (live.is_shadow, live.arm, live.pictures) == (False, "old", None)
+    assert (shadow.is_shadow, shadow.arm, shadow.code) == (True, "new", "")
+    assert live.id == shadow.id == answer.headers["sm4ll-id"]
+    assert (live.unit, live.request_id) == (shadow.unit, shadow.request_id)
+    assert shadow.latency_ms > live.latency_ms + 200  # it takes 0.4 s to paint
+    assert {"seam"} <= set(live.metrics) == {*shadow.metrics, "outside"}
+    assert shown.headers["content-type"] == "image/webp"
