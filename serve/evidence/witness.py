@@ -184,4 +184,7 @@ def measure(request: ExpertRequest, reply: ExpertReply) -> dict[MetricName, floa
 
 
 def _step_back() -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    thread = threading.get_native_id()
+    # Whoever runs as low already may not rise.
+    niceness = max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread))
+    os.setpriority(os.PRIO_PROCESS, thread, niceness)
