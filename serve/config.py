@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from serve.designs import WantedExperiment
 from serve.errors import ConfigError
 from serve.messages import EXPERTS, Expert
 from serve.policy import TenantPolicy
@@ -311,6 +312,28 @@ class TenantsConfig(Config):
         if doubled:
             raise ValueError(f"listed twice: {', '.join(doubled)}")
         return self
+
+
+class ExperimentsConfig(Config):
+    """`configs/experiments.yaml`."""
+
+    experiments: tuple[WantedExperiment, ...] = ()
+
+    @model_validator(mode="after")
+    def _are_ids_unique(self) -> Self:
+        ids = [experiment.id for experiment in self.experiments]
+        doubled = sorted({each for each in ids if ids.count(each) > 1})
+        if doubled:
+            raise ValueError(f"listed twice: {', '.join(doubled)}")
+        return self
+
+
+def load_experiments(path: Path) -> ExperimentsConfig:
+    """
+    Raises:
+        ConfigError: the file is missing or does not fit; names file and key.
+    """
+    return load_yaml(path, ExperimentsConfig)
 
 
 def load_tenants(path: Path) -> TenantsConfig:

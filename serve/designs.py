@@ -128,6 +128,17 @@ class ExperimentDesign(Design):
         return next(arm for arm in self.arms if arm.name == name)
 
 
+class WantedExperiment(ExperimentDesign):
+    """A design, and whether it shall begin."""
+
+    start: bool = False
+    """At once; otherwise it is a draft that assigns nobody."""
+
+    @property
+    def design(self) -> ExperimentDesign:
+        return ExperimentDesign.model_validate(self.model_dump(exclude={"start"}))
+
+
 class Guardrail(Design):
     """How much worse than the control the challenger may be on one metric."""
 

@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     """Where the embedded database and blobs are kept, when the two below say nothing."""
     tenants: Path = CONFIGS_DIR / "tenants.yaml"
     """Tenants that are made at the start where they are missing."""
+    experiments: Path = CONFIGS_DIR / "experiments.yaml"
+    """Experiments that are made at the start where they are missing."""
     api_key: SecretStr | None = None
     """What the command line calls the API with; the local key below `data_dir` when absent and the
     API is on this machine."""

@@ -103,7 +103,7 @@ class ExperimentDesk:
             row = await create_experiment(session, design, created_by=actor, now=now)
             if not is_there:
                 detail = {"design": row.design}
-                await _record(session, now, actor, "experiment.create", row.id, detail)
+                await record_change(session, now, actor, "experiment.create", row.id, detail)
             if start and row.state is DRAFT:
                 await self._move(session, now, actor, row, "start", "")
             return Made(await read_standing(session, row), not is_there)
@@ -144,7 +144,7 @@ class ExperimentDesk:
             )
             if row.revision != before:
                 detail = {"weights": dict(weights), "revision": row.revision, "reason": reason}
-                await _record(session, now, actor, "experiment.weights", row.id, detail)
+                await record_change(session, now, actor, "experiment.weights", row.id, detail)
             return await read_standing(session, row)
 
     async def explain(
@@ -186,7 +186,7 @@ class ExperimentDesk:
         await set_state(session, row.id, state, reason=reason, now=now)
         if before is not state:
             detail = {"before": before.value, "reason": reason}
-            await _record(session, now, actor, f"experiment.{verb}", row.id, detail)
+            await record_change(session, now, actor, f"experiment.{verb}", row.id, detail)
 
     def _require_deployed(self, design: ExperimentDesign) -> None:
         missing = find_missing(design, self._list_deployed())
@@ -213,7 +213,7 @@ async def _require_own(session: Session, experiment_id: str) -> None:
         )
 
 
-async def _record(
+async def record_change(
     session: Session,
     now: datetime,
     actor: str,
@@ -221,5 +221,6 @@ async def _record(
     experiment_id: str,
     detail: Mapping[str, Any],
 ) -> None:
+    """In the audit log, in the transaction of the change."""
     act = Act(actor=actor, action=action, tenant_id=None, target=experiment_id, detail=detail)
     await append_record(session, act, now)

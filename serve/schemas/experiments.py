@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from serve.designs import ExperimentDesign, Share, Slug
+from serve.designs import ExperimentDesign, Share, Slug, WantedExperiment
 from serve.schemas.base import Wire, shown
 
 ExperimentStatus = Literal["draft", "running", "paused", "frozen", "ended"]
 Reason = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
-class NewExperiment(ExperimentDesign):
+class NewExperiment(WantedExperiment):
     """Versions of one expert that shall be compared."""
 
     model_config = shown(
@@ -28,13 +28,6 @@ class NewExperiment(ExperimentDesign):
         ],
         start=True,
     )
-
-    start: bool = False
-    """At once; otherwise it is a draft that assigns nobody."""
-
-    @property
-    def design(self) -> ExperimentDesign:
-        return ExperimentDesign.model_validate(self.model_dump(exclude={"start"}))
 
 
 class AllocationRange(Wire):

@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
-from serve.config import load_tenants
+from serve.config import load_experiments, load_tenants
 from serve.errors import Conflict, Unauthenticated
+from serve.experiments.seeds import seed_experiments
 from serve.policy import SCOPES, TenantPolicy
 from serve.settings import Settings, local_key_file
 from serve.store.engine import Database
@@ -26,7 +27,7 @@ async def prepare_store(settings: Settings) -> str:
         The token of the local key, which also lies in the local key file (mode 0600).
 
     Raises:
-        ConfigError: a URL or configs/tenants.yaml cannot be used.
+        ConfigError: a URL, configs/tenants.yaml or configs/experiments.yaml cannot be used.
         StoreUnavailable: the database does not answer.
         OSError: the file cannot be written.
     """
@@ -35,6 +36,7 @@ async def prepare_store(settings: Settings) -> str:
     try:
         registry = Registry(database)
         await seed_tenants(database, registry, load_tenants(settings.tenants).tenants)
+        await seed_experiments(database, load_experiments(settings.experiments).experiments)
         return await _ensure_key(database, registry, local_key_file(settings))
     finally:
         await database.close()
