@@ -22,6 +22,7 @@ from serve.commands import (
     pins,
     plan,
     profile,
+    rollouts,
     served,
     store,
     tenants,
@@ -109,6 +110,17 @@ for on_trial in (
 ):
     trials.command()(on_trial)
 app.add_typer(trials, name="experiments")
+
+ways = typer.Typer(
+    help="Versions on their way to being the default, by themselves.", no_args_is_help=True
+)
+ways.command("list")(rollouts.list_rollouts)
+for on_way in (
+    *(rollouts.start, rollouts.show, rollouts.decisions, rollouts.pause, rollouts.resume),
+    *(rollouts.abort, rollouts.approve),
+):
+    ways.command()(on_way)
+app.add_typer(ways, name="rollouts")
 
 kept = typer.Typer(help="Pictures that are uploaded once and used by id.", no_args_is_help=True)
 kept.command()(assets.upload)

@@ -17,6 +17,7 @@ from serve.calling.experiments import Experiments
 from serve.calling.experts import Experts
 from serve.calling.outcomes import Outcomes
 from serve.calling.pins import Pins
+from serve.calling.rollouts import Rollouts
 from serve.calling.versions import Versions
 from serve.calling.webhooks import Webhooks
 from serve.schemas.jobs import JobCard, JobEventCard, JobOptions, JobPage, JobStatus
@@ -67,6 +68,7 @@ class Client:
         self.experts = Experts(self._connection)
         self.pins = Pins(self._connection)
         self.outcomes = Outcomes(self._connection)
+        self.rollouts = Rollouts(self._connection)
         self.webhooks = Webhooks(self._connection)
         self.versions = Versions(self._connection)
 

@@ -41,6 +41,8 @@ COMMANDS = (
     *("experts list", "experts default", "pins set", "pins list", "pins show", "pins remove"),
     *("bench gateway", "bench experts", "bench adapters", "bench packing", "bench admission"),
     *("bench gpu", "bench assignment", "bench shadow", "bench sequential"),
+    *("rollouts start", "rollouts list", "rollouts show", "rollouts decisions"),
+    *("rollouts pause", "rollouts resume", "rollouts abort", "rollouts approve"),
     *("store upgrade", "store prepare", "store check", "version"),
     *("tenants list", "tenants create", "tenants policy", "tenants disable", "tenants enable"),
     *("tenants keys list", "tenants keys create", "tenants keys rotate", "tenants keys revoke"),

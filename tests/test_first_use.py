@@ -25,6 +25,7 @@ from serve.schemas.jobs import JobJson, JobPage
 from serve.schemas.keys import KeyCard, KeyRotation, NewKey
 from serve.schemas.outcomes import OutcomeRequest
 from serve.schemas.pins import PinRequest
+from serve.schemas.rollouts import NewRollout
 from serve.schemas.tenants import NewTenant, TenantChange
 from serve.schemas.tryon import TryOnJson
 from serve.schemas.versions import NewVersion
@@ -44,6 +45,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "post /v1/versions": NewVersion,
     "post /v1/experiments": NewExperiment,
     "put /v1/experiments/{experiment_id}/weights": WeightsChange,
+    "post /v1/rollouts": NewRollout,
     "put /v1/pins/{collection}": PinRequest,
     "put /v1/experts/{expert}/default": DefaultChange,
     "post /v1/webhooks/test": TestMessage,
@@ -182,7 +184,7 @@ def commands() -> Iterator[tuple[str, str]]:
             yield name, command.help or ""
 
     known = get_command(app).commands  # type: ignore[attr-defined]
-    for name in ("jobs", "batches", "webhooks", "assets", "tenants", "store", "usage"):
+    for name in ("jobs", "batches", "webhooks", "assets", "tenants", "store", "usage", "experiments"):
         yield from walk(known[name], name)
 
 

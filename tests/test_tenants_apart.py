@@ -27,7 +27,10 @@ PICTURES = {
 NOOP = {"expert": "top", "version": "noop", "format": "png"}
 NAMES = ("weyland", "umbrella")
 USERS: tuple[Scope, ...] = ("tryon", "jobs", "versions", "review")
-ADMIN_PREFIXES = ("/v1/tenants", "/v1/audit", "/v1/versions", "/v1/experiments", "/v1/experts")
+ADMIN_PREFIXES = (
+    *("/v1/tenants", "/v1/audit", "/v1/versions", "/v1/experiments"),
+    *("/v1/experts", "/v1/rollouts"),
+)
 SUBJECT = "customer 4711"
 COLLECTION = "spring-abc123"
 # What a caller names as it likes: each has its own of that name.

@@ -26,6 +26,7 @@ from serve.api.pictures import FetchPicture
 from serve.api.pins import build_pins_router
 from serve.api.problems import install_problem_handlers
 from serve.api.rate import RateLimit
+from serve.api.rollouts import build_rollouts_router
 from serve.api.tenants import build_audit_router, build_tenants_router
 from serve.api.tryon import build_tryon_router
 from serve.api.usage import build_usage_router
@@ -35,6 +36,7 @@ from serve.catalog import Catalog
 from serve.choosing import Chooser
 from serve.experiments.defaults import Defaults
 from serve.experiments.desk import ExperimentDesk
+from serve.experiments.steering import Steering
 from serve.experiments.versions import ServedVersions
 from serve.imaging.limits import ImageLimits
 from serve.jobs.quote import PredictUnits
@@ -121,6 +123,15 @@ def build_api(
     )
     app.include_router(
         build_experiments_router(services.database, experiments, services.routing)
+    )
+    app.include_router(
+        build_rollouts_router(
+            services.database,
+            catalog,
+            services.routing,
+            Steering(services.database),
+            router_config.webhooks,
+        )
     )
     price = catalog.family.pricing.usd_per_gpu_second
     app.include_router(build_usage_router(services.database, price))

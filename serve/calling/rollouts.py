@@ -39,6 +39,11 @@ class Rollouts:
             if after is None:
                 return
 
+    def last_decisions(self, rollout_id: str, limit: int) -> tuple[DecisionCard, ...]:
+        """The newest ones, newest first; 200 at most."""
+        answer = self._connection.read(f"{_path(rollout_id)}/decisions", limit=limit)
+        return DecisionPage.model_validate_json(answer).items
+
     def pause(self, rollout_id: str) -> RolloutCard:
         """Weights stay as they are."""
         return self._act(rollout_id, "pause")
