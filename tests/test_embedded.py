@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from serve.config import load_tenants
+from serve.config import load_experiments, load_tenants
 from serve.errors import ConfigError
+from serve.experiments.changes import set_state
 from serve.policy import TenantPolicy
 from serve.services import require_current_schema
 from serve.settings import CONFIGS_DIR, Settings, find_api_key, local_key_file
 from serve.store.audit import list_records
 from serve.store.engine import Database
+from serve.store.experiment_tables import ExperimentState
+from serve.store.experiments import get_experiment
 from serve.store.opening import database_url
 from serve.store.tables import Tenant
 from serve.tenancy.embedded import prepare_store
@@ -21,13 +24,25 @@ from tests.stores import opened
 pytestmark = pytest.mark.anyio
 
 SEED = "tenants:\n  - id: acme\n    name: Acme\n    policy: {weight: 2}\n"
+TRIALS = """experiments:
+  - {id: eye-2, expert: eye, start: true, arms: [
+      {name: control, version: eye@1, weight: 9000}, {name: new, version: eye@2, weight: 1000}]}
+"""
 
 
 @pytest.fixture
 def settings(tmp_path: Path, anyio_backend: str) -> Settings:
     seeds = tmp_path / "tenants.yaml"
     seeds.write_text(SEED)
-    return Settings(data_dir=tmp_path / "data", tenants=seeds, database_url=None, api_key=None)
+    trials = tmp_path / "experiments.yaml"
+    trials.write_text("experiments: []\n")
+    return Settings(
+        data_dir=tmp_path / "data",
+        tenants=seeds,
+        experiments=trials,
+        database_url=None,
+        api_key=None,
+    )
 
 
 async def policy_of(database: Database, tenant_id: str) -> TenantPolicy:
@@ -47,7 +62,7 @@ async def test_first_start_makes_a_key_that_only_its_owner_reads(settings: Setti
         caller = await ring.find_caller(token)
         await ring.flush()
     assert (caller.tenant_id, caller.policy) == ("local", TenantPolicy())
-    assert caller.scopes == {"tryon", "jobs", "review", "admin"}
+    assert caller.scopes == {"tryon", "jobs", "versions", "review", "admin"}
     require_current_schema(settings)
 
 
@@ -83,6 +98,44 @@ async def test_seeds_make_what_is_missing_and_change_nothing(settings: Settings)
     made = [(record.actor, record.target) for record in reversed(records)]
     assert made[0] == ("seeds", "acme")
     assert ("seeds", "bolt") in made
+
+
+async def test_experiments_are_made_where_they_are_missing_and_never_changed(
+    settings: Settings,
+) -> None:
+    file = settings.experiments
+    file.write_text(TRIALS)
+    await prepare_store(settings)
+    async with opened(database_url(settings)) as database:
+        async with database.transaction() as session:
+            made = await get_experiment(session, "eye-2")
+            assert (made.state, made.created_by) == (ExperimentState.RUNNING, "seeds")
+            await set_state(session, "eye-2", ExperimentState.ENDED, reason="", now=made.created_at)
+        file.write_text(TRIALS.replace("9000", "5000").replace("1000", "5000"))
+        await prepare_store(settings)
+        async with database.reading() as session:
+            again = await get_experiment(session, "eye-2")
+            acts = [record.action for record in await list_records(session, limit=50)]
+    assert (again.state, again.design) == (ExperimentState.ENDED, made.design)
+    assert acts.count("experiment.create") == 1
+    doubled = TRIALS.replace("expert: eye", "namespace: {name: n}, expert: eye")
+    one, two = doubled.replace("eye-2", "one"), doubled.replace("eye-2", "two")
+    file.write_text(one + two.removeprefix("experiments:\n"))
+    with pytest.raises(ConfigError, match="two: in the namespace"):
+        await prepare_store(settings)
+
+
+def test_shipped_experiments_load_and_their_example_too(tmp_path: Path) -> None:
+    shipped = CONFIGS_DIR / "experiments.yaml"
+    assert load_experiments(shipped).experiments == ()
+    example = [line[2:] for line in shipped.read_text().splitlines() if line[:3] in ("# -", "#  ")]
+    file = tmp_path / "experiments.yaml"
+    file.write_text("experiments:\n" + "\n".join(example))
+    (shown,) = load_experiments(file).experiments
+    assert (shown.id, shown.start) == ("eye-2", True)
+    file.write_text(TRIALS + TRIALS.removeprefix("experiments:\n"))
+    with pytest.raises(ConfigError, match="listed twice: eye-2"):
+        load_experiments(file)
 
 
 async def test_database_without_this_versions_tables_is_refused(settings: Settings) -> None:

@@ -184,10 +184,10 @@ def parse_weights(arms: list[str]) -> dict[str, int]:
     for pair in arms:
         arm, _, weight = pair.partition("=")
         try:
-            percents = float(weight[:-1]) if weight.endswith("%") else int(weight) / 100
-        except ValueError:
+            is_percent = weight.endswith("%")
+            found[arm] = round(100 * float(weight[:-1])) if is_percent else int(weight)
+        except (ValueError, OverflowError):
             raise typer.BadParameter(f"{pair}: write ARM=WEIGHT, new=1000 or new=10%") from None
-        found[arm] = round(100 * percents)
     if sum(found.values()) != BUCKETS or min(found.values()) < 0:
         raise typer.BadParameter(f"the weights add up to {percent(sum(found.values()))}, not 100%")
     return found

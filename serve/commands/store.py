@@ -40,7 +40,7 @@ def upgrade() -> None:
 
 
 def prepare() -> None:
-    """As `upgrade`, and make the tenants of SM4LL_TENANTS and the first administrator's key.
+    """As `upgrade`, and make what SM4LL_TENANTS and SM4LL_EXPERIMENTS name, and a first admin key.
 
     What `sm4ll up` does by itself; run it once before `serve run` or `serve deploy`. The key is
     kept in SM4LL_DATA_DIR/local.key (mode 0600), where the commands find it; again it is the same.
