@@ -167,6 +167,11 @@ def alone_options(group: ExpertGroup) -> Options:
     return _expert(group, _by_use(group))
 
 
+def door_options() -> Options:
+    """Of what stands before an added version and does nothing."""
+    return _common("Door", {"num_replicas": 1}, Resources(num_cpus=0.0))
+
+
 def _expert(group: ExpertGroup, replicas: Options) -> Options:
     return {
         **_common(group.name, replicas, group.deployed.resources),

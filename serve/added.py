@@ -15,11 +15,11 @@ from typing import Any
 from ray import serve as rayserve
 from ray.exceptions import RayError
 from ray.serve import Application, Deployment, RunTarget
-from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 
 from deployments.bundle import Bundle
 from deployments.expert import ExpertReplica
-from deployments.options import Options, alone_options, segmenter_options
+from deployments.options import Options, alone_options, door_options, segmenter_options
 from deployments.segmentation import SegmenterReplica
 from serve.config import FamilyConfig, ReplicaPlan, VersionId
 from serve.errors import ConfigError
@@ -46,7 +46,7 @@ from serve.store.engine import Database
 from serve.store.experiment_tables import ServedState, ServedVersion
 from serve.store.served import clean_reason, delete_served, list_served, set_served_state
 
-RUNNER = "JobRunner"
+RUNNER, DOOR = "JobRunner", "Door"
 # While everything is as wished: so often is it looked at whether that is still so.
 SETTLED_S = 5.0
 
@@ -56,6 +56,21 @@ def build_deployment(target: Callable[..., object], options: Options) -> Deploym
         # About the interval at which load is reported; see deployments/options.py.
         warnings.filterwarnings("ignore", "The `metrics_interval_s` field", DeprecationWarning)
         return rayserve.deployment(target, **options)
+
+
+class Door:
+    """The first deployment of an added version's application, which nobody asks.
+
+    Serve gives the first a port for HTTP and refuses it a request router of its own, where HAProxy
+    is in front. With the expert behind this one an added version is asked exactly as those of the
+    family are: arms that are compared differ in nothing else.
+    """
+
+    def __init__(self, expert: DeploymentHandle):
+        """
+        Args:
+            expert: being named here makes it part of the application.
+        """
 
 
 class AddedApps:
@@ -119,8 +134,9 @@ class AddedApps:
             weights=family.weights,
             num_gpus=group.deployed.resources.num_gpus,
         )
-        deployment = _pinned(ExpertReplica, alone_options(group), code_version(wish))
-        return deployment.bind(group.bundles, plan)
+        expert = _pinned(ExpertReplica, alone_options(group), code_version(wish))
+        door = _pinned(Door, door_options(), DOOR)
+        return door.bind(expert.bind(group.bundles, plan))
 
 
 def _pinned(target: Callable[..., object], options: Options, version: str) -> Deployment:
@@ -232,7 +248,7 @@ class AddedVersions:
                 if version not in wishes:
                     raise ConfigError("its bundle cannot be read here")
                 await self._apps.deploy(wishes[version], names[version])
-            except (RayError, RayServeException):
+            except RayError:
                 raise  # the cluster's trouble: the next turn tries again
             except Exception as exc:
                 self._logger.exception("%s cannot be deployed", version)
