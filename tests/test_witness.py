@@ -363,6 +363,16 @@ async def test_a_shadow_is_a_row_beside_its_request(rig: Rig) -> None:
 
 
 @pytest.mark.anyio
+async def test_at_the_end_all_that_was_seen_is_measured_and_written(rig: Rig) -> None:
+    for number in range(3):
+        await rig.run(f"job_{number}")
+    await rig.recorder.shut_down()
+    async with rig.database.reading() as session:
+        seen = await read_exposures(session, "shirts")
+    assert [set(one.metrics) for one in seen] == [PAINTED] * 3
+
+
+@pytest.mark.anyio
 async def test_a_witness_never_raises(rig: Rig) -> None:
     await rig.run("job_1")
     (sighting,) = rig.sightings
