@@ -47,7 +47,8 @@ class TenantPolicy(BaseModel):
     input_retention_s: RetentionSeconds = 30 * DAY_S
     """How long uploaded pictures are kept; at 0 they go as soon as their job has ended."""
     result_retention_s: RetentionSeconds = 30 * DAY_S
-    """How long results of jobs are kept; at 0 only synchronous answers are given."""
+    """How long results of jobs, and pairs of pictures that versions are compared by, are kept; at 0
+    only synchronous answers are given."""
 
     def allows(self, expert: str, version: str) -> bool:
         """Whether work of the tenant may run on this version of this expert."""

@@ -4,14 +4,19 @@ import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from serve.admission.gate import Gate
 from serve.catalog import Catalog
+from serve.errors import NotFound
 from serve.evidence.repainting import Repainter
 from serve.evidence.shadow import ShadowRunner
 from serve.imaging.limits import ImageLimits
 from serve.pipeline import ExpertCaller, Pipeline, SegmentCaller
 from serve.services import Services
+from serve.steps import TryOnWork
+from serve.store.engine import Database
+from serve.store.jobs import get_job
 
 NICENESS = 15
 """Of the thread for their pictures: below that which measures live ones."""
@@ -44,12 +49,23 @@ def open_shadows(
             prepare=pipeline.prepare,
             threads=thread,
             assets=services.assets,
+            is_erased=partial(_is_erased, services.database),
         ),
         book=services.recorder,
     )
     services.routing.on_change(runner.follow)
     services.users.append(runner.close)
     return runner
+
+
+async def _is_erased(database: Database, work: TryOnWork) -> bool:
+    """A job goes first, before the pictures of its subject do (`tenancy.erasure`)."""
+    try:
+        async with database.reading() as session:
+            await get_job(session, work.share.tenant, work.request_id)
+    except NotFound:
+        return True
+    return False
 
 
 def _step_back() -> None:

@@ -129,6 +129,9 @@ class Album:
         assert (width_px, height_px) == Image.open(io.BytesIO(data)).size
         return Asset(id=asset_id, tenant_id=tenant_id)
 
+    async def delete(self, tenant_id: str, asset_id: str) -> None:
+        assert self.kept.pop(asset_id)[0] == tenant_id
+
     def pixels(self, asset_id: str) -> np.ndarray:
         return np.asarray(Image.open(io.BytesIO(self.kept[asset_id][2])).convert("RGB"))
 
@@ -158,6 +161,7 @@ class Rig:
             catalog, self._segment, experts, self.gate, self.threads, ImageLimits()
         )
         self.album, self.book = Album(), Book()
+        self.erased: set[str] = set()
         self.choice = Choice(control, "old", ASSIGNMENT)
         self.runner = ShadowRunner(
             catalog=catalog,
@@ -167,12 +171,17 @@ class Rig:
                 prepare=self.pipeline.prepare,
                 threads=self.threads,
                 assets=self.album,
+                is_erased=self._is_erased,
             ),
             book=self.book,
             head_start_s=0.0,
         )
         live = LiveExperiment(design, 3, allocate({"old": 10_000}))
         self.runner.follow(RoutingTable(1, {"eye": (live,)}, {}, ()))
+
+    async def _is_erased(self, work: TryOnWork) -> bool:
+        assert len(self.album.kept) >= 4, "asked before an erasure would have found them"
+        return work.subject in self.erased
 
     async def _segment(self, request: object, /) -> Any:
         raise AssertionError("the caller brought a mask")
@@ -299,6 +308,13 @@ async def test_a_shadow_counts_without_pictures(rig: Rig, store_error: Sm4llErro
     assert shadow is not None
     assert (shadow.pictures, rig.album.kept) == (None, {})
     assert rig.runner.counts == {"answered": 1}
+
+
+async def test_pictures_of_a_subject_that_was_erased_meanwhile_go_as_well(rig: Rig) -> None:
+    rig.erased.add("ann")
+    shadow = await rig.shadow(await rig.answer(subject="ann"))
+    assert shadow is not None
+    assert (shadow.pictures, rig.album.kept) == (None, {})
 
 
 async def test_a_challenger_that_wants_other_inputs_gets_its_own_with_the_same_seed() -> None:
@@ -507,6 +523,17 @@ def test_a_request_over_http_leaves_its_own_row_and_its_shadows_and_is_told_of_n
         live, shadow = http.portal.call(read)
         assert shadow.pictures is not None
         shown = http.get(f"/v1/assets/{shadow.pictures['shadow']}/content")
+        told = {"expert": "top", "subject": "ann", "seed": "3"}
+        job = http.post("/v1/jobs", data=told, files=files).json()
+        http.get(f"/v1/jobs/{job['id']}/events")  # until it has ended
+        of_job = next(
+            one for one in http.portal.call(read) if one.is_shadow and one.id == job["id"]
+        )
+        assert of_job.pictures is not None
+        kept = http.get("/v1/assets", params={"subject": "ann", "kind": "result"}).json()
+        assert set(of_job.pictures.values()) < {one["id"] for one in kept["items"]}
+        erased = http.post("/v1/erasures", json={"subject": "ann"}).json()
+    assert set(of_job.pictures.values()) < {one["id"] for one in erased["assets"]}
     assert answer.headers["sm4ll-version"] == "top@old"
     assert not set(answer.headers.values()) & {"new", "top@new"}
     assert (live.is_shadow, live.arm, live.pictures) == (False, "old", None)

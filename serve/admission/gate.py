@@ -5,8 +5,8 @@ On the event loop; who is next, and who is refused, is decided in `lane.py`.
 Spare work is what nobody waits for: it has a permit only while no other work needs it. What this
 gate cannot see is settled where the device is: a replica stops spare work at its next step when
 other work comes to it, from whichever router (`deployments.batcher`). Two deployments that are
-packed onto one device as fractions of it see neither each other's work nor its spare work: there
-a shadow slows the neighbour as any other request of its version would.
+packed onto one device as fractions of it, or that compute on the same processors, know nothing of
+each other's work: there spare work slows the neighbour as any other request of its version would.
 """
 
 import asyncio

@@ -51,6 +51,12 @@ class Pictures(Protocol):
         height_px: int | None = None,
     ) -> Asset: ...
 
+    async def delete(self, tenant_id: str, asset_id: str, /) -> object: ...
+
+
+IsErased = Callable[[TryOnWork], Awaitable[bool]]
+"""Whether the subject of some work was erased since."""
+
 
 @dataclass(frozen=True, slots=True)
 class Repainted:
@@ -74,6 +80,7 @@ class Repainter:
         prepare: Prepare,
         threads: Executor,
         assets: Pictures,
+        is_erased: IsErased,
         unix_time_s: Callable[[], float] = time.time,
     ):
         """
@@ -86,6 +93,7 @@ class Repainter:
         self._prepare = prepare
         self._threads = threads
         self._assets = assets
+        self._is_erased = is_erased
         self._unix_time_s = unix_time_s
 
     def can_paint(self, bundle: Bundle) -> bool:
@@ -160,7 +168,13 @@ class Repainter:
             return None
         files = await self._in_thread(_draw_pair, live, challenger, prepared, reply)
         try:
-            return {name: await self._store(live.work, *file) for name, file in files.items()}
+            kept = {name: await self._store(live.work, *file) for name, file in files.items()}
+            # Now that an erasure would find them: one that came before did not.
+            if live.work.subject and await self._is_erased(live.work):
+                for asset_id in kept.values():
+                    await self._assets.delete(live.work.share.tenant, asset_id)
+                return None
+            return kept
         except Sm4llError as exc:
             logger.warning("the pictures of a shadow were not kept: %s", exc.detail)
             return None
