@@ -1,6 +1,5 @@
 """A rollout in a database, with people who try things on and a clock that stands still."""
 
-from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -175,7 +174,3 @@ class World:
 def replace_fields(row: NewExposure, fields: Mapping[str, Any]) -> NewExposure:
     own = {name: getattr(row, name) for name in NewExposure.__dataclass_fields__}
     return NewExposure(**{**own, **fields})
-
-
-def count_actions(actions: list[str]) -> dict[str, int]:
-    return dict(Counter(actions))

@@ -33,6 +33,8 @@ ADMIN_PREFIXES = (
 )
 SUBJECT = "customer 4711"
 COLLECTION = "spring-abc123"
+# Of the key's own tenant, though what is beside it is an administrator's.
+FOR_REVIEWERS = ("GET /v1/experiments/{experiment_id}/report",)
 # What a caller names as it likes: each has its own of that name.
 MAKES_ITS_OWN = ("PUT /v1/pins/{collection}",)
 # Of the cluster's own, or of none.
@@ -171,7 +173,7 @@ def test_what_only_administrators_may_is_forbidden_to_a_tenants_key(
     acme, umbrella, document = tenants
     tried = 0
     for method, path, _ in operations(document):
-        if path.startswith(ADMIN_PREFIXES):
+        if path.startswith(ADMIN_PREFIXES) and f"{method} {path}" not in FOR_REVIEWERS:
             assert umbrella.call(method, path.format(**acme.ids)).status_code == 403, path
             tried += 1
     assert tried >= 6
