@@ -52,6 +52,9 @@ COMMANDS = (
     *("batches download", "webhooks deliveries", "webhooks redeliver", "webhooks test"),
     *("webhooks secret list", "webhooks secret rotate", "outcomes add", "outcomes import"),
     *("experts deploy", "experts undeploy", "experts served"),
+    *("experiments list", "experiments show", "experiments create", "experiments start"),
+    *("experiments pause", "experiments resume", "experiments end", "experiments weights"),
+    "experiments assign",
 )
 
 

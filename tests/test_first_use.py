@@ -184,7 +184,8 @@ def commands() -> Iterator[tuple[str, str]]:
             yield name, command.help or ""
 
     known = get_command(app).commands  # type: ignore[attr-defined]
-    for name in ("jobs", "batches", "webhooks", "assets", "tenants", "store", "usage", "experiments"):
+    groups = ("jobs", "batches", "webhooks", "assets", "tenants", "store", "usage")
+    for name in (*groups, "experiments"):
         yield from walk(known[name], name)
 
 
