@@ -29,6 +29,11 @@ def tryon(
     seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same picture.")] = None,
     quality: Annotated[str, typer.Option(help="draft, normal or high.")] = "normal",
     blend: Annotated[str, typer.Option(help="exact or seamless.")] = "exact",
+    unit: Annotated[str | None, typer.Option(help="Which of your users it is for.")] = None,
+    sku: Annotated[str | None, typer.Option(help="Which product it is.")] = None,
+    collection: Annotated[
+        str | None, typer.Option(help="What it belongs to; `sm4ll pins` keeps it on versions.")
+    ] = None,
     url: Url = None,
 ) -> None:
     """Put a product on a person.
@@ -45,6 +50,9 @@ def tryon(
         seed=seed,
         quality=quality,
         blend=blend,
+        unit=unit,
+        sku=sku,
+        collection=collection,
         format=EXTENSIONS.get(suffix),
     )
     pictures = (person.read_bytes(), product.read_bytes(), mask.read_bytes() if mask else None)
@@ -60,8 +68,9 @@ def tryon(
     if receipt is not None:
         outside = receipt.outside.max_abs_diff
         preview = "  a preview: no weights were used" if receipt.preview else ""
+        arm = receipt.arm if receipt.experiment is None else f"{receipt.experiment}/{receipt.arm}"
         out.print(
-            f"{receipt.version}  {receipt.timings_ms['total']:.0f} ms  seed {receipt.seed}  "
+            f"{receipt.version}  {arm}  {receipt.timings_ms['total']:.0f} ms  seed {receipt.seed}  "
             f"outside max diff {outside}{preview}"
         )
 

@@ -64,11 +64,12 @@ async def clear_default(session: Session, expert: str) -> ExpertDefault | None:
 
 
 async def refuse_while_rolled_out(session: Session, expert: str) -> None:
-    """Where nobody but the rollout may change the default. After `lock_audit` nobody begins one.
+    """Where nobody but the rollout may change the default; none begins until this transaction ends.
 
     Raises:
         Conflict: a rollout of this expert is open.
     """
+    await lock_audit(session)
     is_open = (Rollout.expert == expert, Rollout.finished_at.is_(None))
     rollout_id = await session.scalar(select(Rollout.id).where(*is_open))
     if rollout_id is not None:
