@@ -38,7 +38,7 @@ FOR_REVIEWERS = ("GET /v1/experiments/{experiment_id}/report",)
 # What a caller names as it likes: each has its own of that name.
 MAKES_ITS_OWN = ("PUT /v1/pins/{collection}",)
 # Of the cluster's own, or of none.
-PUBLIC_IDS = ("cell", "expert", "version", "experiment_id")
+PUBLIC_IDS = ("cell", "expert", "version", "experiment_id", "rollout_id")
 WEBHOOK = "https://shop.invalid/hook"
 
 
@@ -118,6 +118,7 @@ def meet(http: httpx2.Client, tokens: list[str]) -> Fixture:
     acme.fill()
     acme.ids |= {"tenant_id": NAMES[0], "key_id": key_id_of(acme.token), "cell": "0"}
     acme.ids |= {"expert": "eye", "version": "eye@1", "experiment_id": "eye-2"}
+    acme.ids |= {"rollout_id": "rol_" + "0" * 26}
     return acme, umbrella, http.get("/openapi.json").json()
 
 
