@@ -22,6 +22,7 @@ from serve.commands import (
     pins,
     plan,
     profile,
+    report,
     rollouts,
     served,
     store,
@@ -104,6 +105,7 @@ trials = typer.Typer(
     help="Versions that are compared: on whom, and who gets which.", no_args_is_help=True
 )
 trials.command("list")(experiments.list_experiments)
+trials.command()(report.report)
 for on_trial in (
     *(experiments.show, experiments.create, experiments.start, experiments.pause),
     *(experiments.resume, experiments.end, experiments.weights, experiments.assign),

@@ -26,6 +26,7 @@ from serve.api.pictures import FetchPicture
 from serve.api.pins import build_pins_router
 from serve.api.problems import install_problem_handlers
 from serve.api.rate import RateLimit
+from serve.api.reports import build_reports_router
 from serve.api.rollouts import build_rollouts_router
 from serve.api.tenants import build_audit_router, build_tenants_router
 from serve.api.tryon import build_tryon_router
@@ -124,6 +125,7 @@ def build_api(
     app.include_router(
         build_experiments_router(services.database, experiments, services.routing)
     )
+    app.include_router(build_reports_router(services.database, services.assets, limits))
     app.include_router(
         build_rollouts_router(
             services.database,

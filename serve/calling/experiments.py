@@ -12,6 +12,7 @@ from serve.schemas.experiments import (
     NewExperiment,
     WeightsChange,
 )
+from serve.schemas.reports import Report
 
 PATH = "/v1/experiments"
 
@@ -43,6 +44,11 @@ class Experiments:
     def get(self, experiment_id: str) -> ExperimentCard:
         answer = self._connection.read(_path(experiment_id))
         return ExperimentCard.model_validate_json(answer)
+
+    def report(self, experiment_id: str, revision: int | None = None) -> Report:
+        """What it has shown so far, of all revisions or of one; the scope `review` is enough."""
+        answer = self._connection.read(f"{_path(experiment_id)}/report", revision=revision)
+        return Report.model_validate_json(answer)
 
     def start(self, experiment_id: str, reason: str = "") -> ExperimentCard:
         return self._act(experiment_id, "start", reason)

@@ -123,7 +123,7 @@ def tell_value(metric: Metric, value: float) -> str:
     if not math.isfinite(value):
         return "–"
     if metric.kind == "share":
-        return f"{value:.2%}"
+        return f"{100 * value:.2f} %"
     digits = 0 if metric.unit == "ms" else 4 if metric.unit == "USD" else 3
     return f"{value:.{digits}f} {metric.unit}".rstrip()
 
@@ -132,11 +132,12 @@ def tell_effect(metric: Metric, value: float) -> str:
     """A difference for a person, with its sign."""
     if not math.isfinite(value):
         return "–"
+    percent = 100 * value
     if metric.is_relative:
-        return f"{value:+.1%}"
+        return f"{round(percent, 1) + 0.0:+.1f} %"
     if metric.kind == "share":
-        return f"{100 * value:+.2f} points"
-    return f"{value:+.3f} {metric.unit}".rstrip()
+        return f"{round(percent, 2) + 0.0:+.2f} points"
+    return f"{round(value, 3) + 0.0:+.3f} {metric.unit}".rstrip()
 
 
 def compare(

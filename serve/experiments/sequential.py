@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaln, log_ndtr, logsumexp, ndtr, ndtri, stdtr, stdtrit, xlogy
+from scipy.special import betaln, log_ndtr, ndtr, ndtri, stdtr, stdtrit, xlogy
 
 from serve.experiments.solving import find_root
 
@@ -129,7 +129,8 @@ def log_marginal(num_hits: Number, num_units: Number) -> Floats:
         math.log(weight) + betaln(a + hits, b + misses) - betaln(a, b) for a, b, weight in RATES
     ]
     parts.append(np.where(hits == 0, math.log(NEVER), -np.inf))
-    return np.asarray(logsumexp(np.stack(np.broadcast_arrays(*parts)), axis=0), dtype=np.float64)
+    stacked = np.stack(np.broadcast_arrays(*parts))
+    return np.asarray(np.logaddexp.reduce(stacked, axis=0), dtype=np.float64)
 
 
 def bound_share(num_hits: int, num_units: int, alpha: float) -> tuple[float, float]:

@@ -1,0 +1,83 @@
+"""Exposures as columns: each metric is read once, and every slice is a mask."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.designs import MetricName
+from serve.experiments.analysis import Comparison, compare_clusters
+from serve.experiments.clusters import Clusters, Codes, Floats, encode
+from serve.experiments.metrics import METRICS
+from serve.store.exposures import Seen
+
+Mask = NDArray[np.bool_]
+MAX_VALUES = 12
+"""Of one slice: the ones with most units."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Live exposures in the order they came, (N,) each."""
+
+    seen: Sequence[Seen]
+    units: Codes
+    arms: Mapping[str, Mask]
+    values: Mapping[MetricName, Floats]
+    """Not a number where the exposure does not say; metrics that none says are absent."""
+    at: Floats
+    """Unix seconds."""
+
+    @classmethod
+    def of(cls, seen: Sequence[Seen], arms: Sequence[str]) -> "Columns":
+        names = np.array([one.arm for one in seen], dtype=object)
+        values: dict[MetricName, Floats] = {}
+        for name, metric in METRICS.items():
+            read = [metric.read(one) for one in seen]
+            column = np.array([np.nan if value is None else value for value in read], dtype=float)
+            if not np.isnan(column).all():
+                values[name] = column
+        return cls(
+            seen=seen,
+            units=encode([one.unit for one in seen]),
+            arms={arm: np.asarray(names == arm, dtype=np.bool_) for arm in arms},
+            values=values,
+            at=np.array([one.at.timestamp() for one in seen], dtype=np.float64),
+        )
+
+    def compare(
+        self,
+        metric: MetricName,
+        control: str,
+        challenger: str,
+        alpha: float,
+        mask: Mask | slice = slice(None),
+    ) -> Comparison:
+        """As `analysis.compare`, of some of the rows."""
+        values = self.values[metric][mask]
+        there = ~np.isnan(values)
+        sides = []
+        for arm in (control, challenger):
+            rows = there & self.arms[arm][mask]
+            sides.append(Clusters.of(self.units[mask][rows], values[rows]))
+        return compare_clusters(METRICS[metric], sides[0], sides[1], alpha)
+
+    def count_units(self) -> int:
+        return len(np.unique(self.units))
+
+    def slices(self, with_tenants: bool) -> Iterator[tuple[str, str, Mask]]:
+        """By what, which value of it, and the rows; the largest values of each."""
+        columns: dict[str, list[str]] = {"category": [one.category for one in self.seen]}
+        if with_tenants:
+            columns = {"tenant": [one.tenant_id for one in self.seen], **columns}
+        for name in sorted({name for one in self.seen for name in one.tags}):
+            columns[f"tag {name}"] = [one.tags.get(name, "") for one in self.seen]
+        for by, words in columns.items():
+            column = np.array(words, dtype=object)
+            masks = {word: np.asarray(column == word) for word in dict.fromkeys(words) if word}
+            sizes = {word: len(np.unique(self.units[mask])) for word, mask in masks.items()}
+            largest = sorted(masks, key=lambda word: (-sizes[word], word))[:MAX_VALUES]
+            for word in largest:
+                if not masks[word].all():
+                    yield by, word, masks[word]
