@@ -20,7 +20,7 @@ from serve.store.tables import Asset, AssetKind
 from serve.telemetry import Stopwatch
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray.serve")
 
 
 class Spare(Protocol):

@@ -29,7 +29,7 @@ MAX_WAITING = 2
 HEAD_START_S = 0.1
 SUMMARY_EVERY_S = 60.0
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ray.serve")
 
 
 class ShadowBook(Protocol):
