@@ -19,7 +19,7 @@ from serve.store.served import get_served, list_served
 from serve.tenancy.caller import Caller
 
 ADMIN_ONLY = "Needs a key with the scope `admin`: versions are the cluster's, not a tenant's."
-MAX_WISH_CHARS = 256 * 1024
+MAX_WISH_BYTES = 256 * 1024
 
 Admin = Annotated[Caller, Depends(require("admin"))]
 VersionPath = Annotated[str, Path(pattern=VERSION_NAME, max_length=80)]
@@ -79,10 +79,15 @@ def _read(new: NewVersion) -> Wish:
     Raises:
         InvalidRequest: names the field.
     """
-    told = json.dumps({"bundle": new.bundle, "deployed": new.deployed})
-    if len(told) > MAX_WISH_CHARS:
-        raise InvalidRequest(f"the bundle is described in more than {MAX_WISH_CHARS // 1024} KiB")
-    if "\\u0000" in told:
+    try:
+        told = json.dumps(new.model_dump(), allow_nan=False, ensure_ascii=False).encode()
+    except ValueError as exc:
+        raise InvalidRequest(
+            "a number is not finite, or a text is no Unicode", remedy="say it in plain JSON"
+        ) from exc
+    if len(told) > MAX_WISH_BYTES:
+        raise InvalidRequest(f"the bundle is described in more than {MAX_WISH_BYTES // 1024} KiB")
+    if b"\\u0000" in told:
         raise InvalidRequest("a text contains a NUL character", remedy="leave it out")
     try:
         return read_wish(new.bundle, new.deployed, new.home)

@@ -1,9 +1,8 @@
 """Versions that are added to a running cluster, and taken away again, without touching the rest."""
 
 import ipaddress
-import time
-from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -113,15 +112,15 @@ def served(url: Url = None) -> None:
     For example: sm4ll experts served
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("version", "state", "since", "bundle", "by"):
+    for heading in ("version", "state", "since", "bundle"):
         table.add_column(heading, no_wrap=True)
     table.add_column("reason", overflow="fold")
     with connect(url) as client:
         for card in client.versions.list():
             bundle = (card.bundle_sha256 or "unreadable")[:12]
             since = f"{card.updated_at:%Y-%m-%d %H:%M}"
-            facts = (card.version, card.state, since, bundle, card.created_by)
-            table.add_row(*facts, escape(card.reason or ""))
+            reason = escape(card.reason or "")
+            table.add_row(card.version, card.state, since, bundle, reason)
     out.print(table)
 
 
@@ -130,7 +129,6 @@ def follow(
     card: VersionCard,
     timeout_s: float,
     status: Status | None = None,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> VersionCard:
     """Until it is ready and every router knows it, or failed, or so long."""
     for _ in range(int(timeout_s / POLL_S)):
@@ -145,12 +143,7 @@ def follow(
     return card
 
 
-def await_gone(
-    client: Client,
-    version: str,
-    timeout_s: float,
-    sleep: Callable[[float], None] = time.sleep,
-) -> VersionCard | None:
+def await_gone(client: Client, version: str, timeout_s: float) -> VersionCard | None:
     """None when it is gone."""
     card: VersionCard | None = None
     for _ in range(max(1, int(timeout_s / POLL_S))):
