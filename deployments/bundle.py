@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from deployments.maskers import ClassicalMasker, MaskerConfig
-from deployments.recipes import BackendConfig, Diffusion, WarpConfig
+from deployments.recipes import BackendConfig, Diffusion, Drillable, WarpConfig
 from serve.config import Config, FamilyConfig, VersionId, load_yaml
 from serve.errors import ConfigError
 from serve.messages import Expert
@@ -126,6 +126,13 @@ class Bundle(Config):
     def _only_noop_passes_bytes_through(self) -> Self:
         if self.imaging == "passthrough" and self.backend.kind != "noop":
             raise ValueError("imaging: passthrough works with the noop backend only")
+        return self
+
+    @model_validator(mode="after")
+    def _drills_are_not_shipped(self) -> Self:
+        drill = self.backend.drill if isinstance(self.backend, Drillable) else None
+        if drill is not None and self.status != "benchmark":
+            raise ValueError("backend.drill: bad on purpose, so status must be benchmark")
         return self
 
     @model_validator(mode="after")

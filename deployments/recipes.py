@@ -13,13 +13,34 @@ from serve.config import Config
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 
 
-class WarpConfig(Config):
+class Drill(Config):
+    """What a version does badly on purpose, to rehearse that it is found and taken back. Its
+    bundle's status is `benchmark`: nobody ships one by mistake."""
+
+    colour_shift: float = Field(default=0.0, ge=0, le=30)
+    """Turns the product's hues by about so much CIEDE2000 before it is painted."""
+    blur_px: float = Field(default=0.0, ge=0, le=100)
+    """Softens the product, in pixels of its picture: prints and weaves go."""
+    failure_share: float = Field(default=0.0, ge=0, le=1)
+    """Of the requests, told by their id. 1 fails all, and Serve replaces the replica."""
+    delay_s: float = Field(default=0.0, ge=0, le=60)
+    """Before it paints; whoever leaves meanwhile is let go."""
+
+
+class Drillable(Config):
+    """What runs without weights can be bad on purpose anywhere."""
+
+    # Left out of what is written where there is none: fingerprints stay what they were before.
+    drill: Drill | None = Field(default=None, exclude_if=lambda drill: drill is None)
+
+
+class WarpConfig(Drillable):
     """The embedded default: classical computer vision, no weights, a preview."""
 
     kind: Literal["warp"] = "warp"
 
 
-class NoopConfig(Config):
+class NoopConfig(Drillable):
     """Gives the crop back unchanged: measures everything around an expert."""
 
     kind: Literal["noop"] = "noop"

@@ -6,7 +6,7 @@ from deployments.backends.base import Backend
 from deployments.backends.noop import NoopBackend
 from deployments.bundle import Bundle
 from deployments.extras import needing_weights
-from deployments.recipes import NoopConfig
+from deployments.recipes import Drillable, NoopConfig
 from serve.config import ReplicaPlan
 from serve.errors import BundleInvalid
 from serve.settings import Settings
@@ -65,6 +65,11 @@ def create_backend(bundles: Bundles, plan: ReplicaPlan) -> Backend:
     Raises:
         BundleInvalid: a library it needs is not installed, or the versions cannot share a base.
     """
-    kind = bundles[0].backend.kind
-    with needing_weights(f"backend {kind}"):
-        return BACKENDS[kind](bundles, plan)
+    config = bundles[0].backend
+    with needing_weights(f"backend {config.kind}"):
+        backend = BACKENDS[config.kind](bundles, plan)
+    if isinstance(config, Drillable) and config.drill is not None:
+        from deployments.backends.drill import DrillBackend
+
+        return DrillBackend(backend, config.drill)
+    return backend

@@ -1,19 +1,26 @@
 """What a finished picture says about the version that painted it, without any model."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.designs import MetricName
+from serve.difference import to_lab
 from serve.imaging.blend import choose_feather_px, soften_painted, weigh_region
 from serve.imaging.fidelity import measure_fidelity
-from serve.imaging.seam import measure_seam
+from serve.imaging.seam import REACH_PX, measure_seam
 from serve.messages import UInt8Array
 
-_CHANGED_LEVELS = 12
-"""Above what a decoder's round trip does to a pixel, below any visible product."""
-_LEAST_CHANGED = 0.02
-"""A version that changed less of its region than this has painted nothing to be looked for."""
+_LOOKED_AT_PX = 384
+"""Longer side at which colours and patterns are looked at."""
+_TINTED_LAB = 4.0
+"""Above what a decoder's round trip does to the colour of a pixel."""
+_SHADE = (0.75, 0.97)
+"""Of L* + 16: below the first it is not only shaded, above the second not at all."""
+_LEAST_NEW = 0.1
+"""Where less of the region is new, the product looks like what was there: all of it counts."""
 
 
 def measure_result(
@@ -39,17 +46,41 @@ def measure_result(
         `colour`, `pattern` and `seam`, or those of them that can be told.
     """
     measured: dict[MetricName, float] = {}
-    fidelity = measure_fidelity(
-        product_rgba, painted_hwc, _weigh_painted(before_hwc, painted_hwc, alpha_hw, region_hw)
-    )
+    region = _box(region_hw, margin_px=REACH_PX)
+    if region is None:
+        return measured
+    alpha = None if alpha_hw is None else alpha_hw[region]
+    before, painted, inside = before_hwc[region], painted_hwc[region], region_hw[region]
+    seam = measure_seam(before, _paste(before, painted, alpha, inside), inside)
+    if seam is not None:
+        measured["seam"] = seam
+    before, painted, inside = _shrink(before), _shrink(painted), _shrink(inside)
+    alpha = None if alpha is None else _shrink(alpha)
+    weight = _weigh_painted(before, painted, alpha, inside)
+    fidelity = measure_fidelity(product_rgba, painted, weight)
     if fidelity is not None:
         measured["colour"] = fidelity.colour
         measured["pattern"] = fidelity.pattern
-    pasted_hwc = _paste(before_hwc, painted_hwc, alpha_hw, region_hw)
-    seam = measure_seam(before_hwc, pasted_hwc, region_hw)
-    if seam is not None:
-        measured["seam"] = seam
     return measured
+
+
+def _box(region_hw: UInt8Array, margin_px: int) -> tuple[slice, slice] | None:
+    x, y, width, height = cv2.boundingRect(region_hw)
+    if width == 0:
+        return None
+    return (
+        slice(max(0, y - margin_px), y + height + margin_px),
+        slice(max(0, x - margin_px), x + width + margin_px),
+    )
+
+
+def _shrink(pixels: UInt8Array) -> UInt8Array:
+    factor = _LOOKED_AT_PX / max(pixels.shape[:2])
+    if factor >= 1:
+        return pixels
+    height_px, width_px = (max(1, round(side * factor)) for side in pixels.shape[:2])
+    small: Any = cv2.resize(pixels, (width_px, height_px), interpolation=cv2.INTER_AREA)
+    return small  # type: ignore[no-any-return]
 
 
 def _weigh_painted(
@@ -58,15 +89,21 @@ def _weigh_painted(
     alpha_hw: UInt8Array | None,
     region_hw: UInt8Array,
 ) -> UInt8Array:
-    """(H, W): where the product was painted. A region is wider than what is painted into it."""
-    if alpha_hw is not None:
-        painted: UInt8Array = np.minimum(alpha_hw, region_hw)
-        return painted
-    difference = cv2.absdiff(before_hwc, painted_hwc).max(axis=2)
-    is_changed = (difference > _CHANGED_LEVELS) & (region_hw > 0)
-    if np.count_nonzero(is_changed) < _LEAST_CHANGED * np.count_nonzero(region_hw):
-        return region_hw
-    return np.where(is_changed, region_hw, 0).astype(np.uint8)
+    """(H, W): where the product was painted, without the shadow that it casts.
+
+    A region is wider than the product; where the expert does not know what it painted, what it
+    left as it was does not count either.
+    """
+    allowed: UInt8Array = region_hw if alpha_hw is None else np.minimum(alpha_hw, region_hw)
+    before, painted = to_lab(before_hwc), to_lab(painted_hwc)
+    light = (painted[..., 0] + 16) / (before[..., 0] + 16)
+    turned = before[..., 1:] * light[..., None] - painted[..., 1:]
+    is_old = (np.hypot(turned[..., 0], turned[..., 1]) < _TINTED_LAB) & (light > _SHADE[0])
+    is_old &= light < (_SHADE[1] if alpha_hw is not None else 1 / _SHADE[0])
+    is_new = (allowed > 0) & ~is_old
+    if np.count_nonzero(is_new) < _LEAST_NEW * np.count_nonzero(allowed):
+        return allowed
+    return np.where(is_new, allowed, 0).astype(np.uint8)
 
 
 def _paste(

@@ -7,6 +7,8 @@ from scipy.optimize import linear_sum_assignment
 from serve.difference import LabArray, ciede2000
 
 NUM_COLOURS = 64
+_NUM_MATCHED = 48
+_NEVER = 1e6
 _NUM_PIXELS = 4096
 _LIGHTNESS_WEIGHT = 2.0
 """As for textiles: a fold in the shade is not another colour."""
@@ -38,13 +40,17 @@ def draw_palette(lab_hwc: LabArray, weight_hw: NDArray[np.float32]) -> LabArray 
 def compare_palettes(product: LabArray, painted: LabArray) -> float:
     """Mean CIEDE2000 (k_L = 2) between matched colours, after taking back how the scene is lit.
 
-    Every colour of one goes to one of the other so that the sum is least: the optimal transport
-    between the two, exact because all weigh the same. A scene's exposure moves all colours of a
-    thing on one ray; what is left of it is shading, which mostly differs in lightness.
+    The three quarters of one that fit best go to as many of the other so that the sum is least: a
+    partial optimal transport, exact because all weigh the same. Partial, because a pose hides parts
+    of a product and beside it skin and shadow are painted too. A scene's exposure moves all colours
+    of a thing on one ray; what is left of it is shading, which mostly differs in lightness.
     """
     lit = np.median(product[:, 0] + 16) / np.median(painted[:, 0] + 16)
     gain = np.clip(lit, *_EXPOSURE)
     exposed = painted * gain + np.array((16 * (gain - 1), 0, 0), np.float32)
-    differences = ciede2000(product[:, None], exposed[None], _LIGHTNESS_WEIGHT)
-    rows, columns = linear_sum_assignment(differences)
-    return float(differences[rows, columns].mean())
+    num_spare = NUM_COLOURS - _NUM_MATCHED
+    # A spare row or column takes a colour for nothing; two spare ones never meet.
+    costs = np.zeros((NUM_COLOURS + num_spare,) * 2)
+    costs[:NUM_COLOURS, :NUM_COLOURS] = ciede2000(product[:, None], exposed, _LIGHTNESS_WEIGHT)
+    costs[NUM_COLOURS:, NUM_COLOURS:] = _NEVER
+    return float(costs[linear_sum_assignment(costs)].sum() / _NUM_MATCHED)

@@ -9,6 +9,8 @@ _INSIDE = 127
 """A soft region's border runs where the edit takes half."""
 _NEAR_PX = (2, 3, 4)
 """How far from the border its surroundings are looked at: beyond what resampling smears."""
+REACH_PX = _NEAR_PX[-1] + 2
+"""Pixels around the region that are looked at; what lies further away may be cut off."""
 
 
 def measure_seam(
