@@ -205,6 +205,9 @@ class RolloutPlan(Design):
             raise ValueError("stages: every share must be above the one before")
         if shares[-1] != BUCKETS:
             raise ValueError(f"stages: the last share must be {BUCKETS}")
+        first = self.stages[0]
+        if first.share == 0 and first.shadow == 0 and first.min_exposures:
+            raise ValueError("stages: one without share and shadow sees nothing to wait for")
         for version in filter(None, (self.version, self.against)):
             if version.partition("@")[0] != self.expert:
                 raise ValueError(f"{version} is no version of {self.expert}")

@@ -132,6 +132,8 @@ def test_what_cannot_be_is_refused_with_what_helps(http: TestClient, begun: dict
     assert "default" in refuse(409, against="top@other")["detail"]
     assert refuse(400, webhook_url="http://127.0.0.1/hook")["code"] == "invalid_request"
     assert refuse(400, stages=[HALF])["code"] == "invalid_request"
+    blind = refuse(400, stages=[{"share": 0, "min_exposures": 1}, PLAN["stages"][-1]])
+    assert "sees nothing" in blind["detail"]
     assert act(http, begun, "approve", 409)["code"] == "conflict"
     for path in ("", "/decisions"):
         assert http.get(f"{ROLLOUTS}/{UNKNOWN}{path}").status_code == 404
@@ -161,7 +163,24 @@ def test_an_experiment_of_the_expert_comes_first(http: TestClient) -> None:
     refused = http.post(ROLLOUTS, json=PLAN)
     assert refused.status_code == 409
     assert "sm4ll experiments end ours" in refused.json()["remedy"]
+    assert http.post("/v1/experiments/ours/pause").status_code == 200
     assert http.post("/v1/experiments/ours/end").status_code == 200
+
+
+def test_no_experiment_of_the_expert_starts_beside_a_rollout(
+    http: TestClient, begun: dict[str, Any]
+) -> None:
+    arms = [
+        {"name": "control", "version": "top@noop", "weight": 5_000},
+        {"name": "new", "version": "top@passthrough", "weight": 5_000},
+    ]
+    design = {"id": "beside", "expert": "top", "arms": arms}
+    assert http.post("/v1/experiments", json=design).status_code == 201
+    refused = http.post("/v1/experiments/beside/start")
+    assert refused.status_code == 409
+    assert begun["id"] in refused.json()["remedy"]
+    owned = http.post(f"/v1/experiments/{begun['experiment']}/end")
+    assert owned.status_code == 409
 
 
 def test_the_same_key_again_is_the_same_rollout(http: TestClient) -> None:

@@ -30,6 +30,7 @@ from serve.store.columns import utc_now
 from serve.store.engine import Database, Session
 from serve.store.experiment_tables import Experiment, ExperimentState
 from serve.store.experiments import find_experiment, find_owner, get_experiment, read_ranges
+from serve.store.rollouts import refuse_beside_rollout
 from serve.store.routing import list_assigning
 
 ROLLOUT_PREFIX = "rollout-"
@@ -183,6 +184,8 @@ class ExperimentDesk:
             raise Conflict(f"{row.id} is {before}: {verb} is for others", remedy=remedy)
         if state is RUNNING:
             self._require_deployed(design_of(row))
+        if state is RUNNING and before is not RUNNING:
+            await refuse_beside_rollout(session, design_of(row).expert)
         await set_state(session, row.id, state, reason=reason, now=now)
         if before is not state:
             detail = {"before": before.value, "reason": reason}

@@ -103,18 +103,27 @@ async def insert_rollout(
     return rollout
 
 
-async def refuse_if_taken(session: Session, expert: str) -> None:
-    """
+async def refuse_beside_rollout(session: Session, expert: str) -> None:
+    """After `lock_audit` nobody begins one.
+
     Raises:
-        Conflict: a rollout or an experiment decides about this expert already.
+        Conflict: a rollout of this expert is open.
     """
     is_open = select(Rollout.id).where(Rollout.expert == expert, Rollout.finished_at.is_(None))
     open_id = await session.scalar(is_open.limit(1))
     if open_id is not None:
         raise Conflict(
-            f"the rollout {open_id} of {expert} is still open",
-            remedy=f"wait for its end, or abort it: POST /v1/rollouts/{open_id}/abort",
+            f"the rollout {open_id} of {expert} is open: two at once would measure each other",
+            remedy=f"wait for its end, or abort it: sm4ll rollouts abort {open_id}",
         )
+
+
+async def refuse_if_taken(session: Session, expert: str) -> None:
+    """
+    Raises:
+        Conflict: a rollout or an experiment decides about this expert already.
+    """
+    await refuse_beside_rollout(session, expert)
     live = select(Experiment).where(Experiment.state.in_(LIVE)).order_by(Experiment.created_at)
     for experiment in await session.scalars(live):
         if experiment.design.get("expert") == expert:
