@@ -127,6 +127,16 @@ def test_errors_are_counted_by_units_and_callers_mistakes_are_not() -> None:
     assert found.harm()
 
 
+def test_verdicts_that_nobody_ever_gave_are_not_known_to_be_equal() -> None:
+    seen = [
+        expose(arm=arm, unit=f"{arm}{at}") for arm in ("control", "challenger") for at in range(900)
+    ]
+    assert not compared(seen, "returned").has_data
+    assert not compared(seen, "returned").safe()
+    told = expose(unit="told", verdicts=frozenset({"returned"}))
+    assert compared([*seen, told], "returned").safe()
+
+
 def test_one_pixel_outside_is_harm_at_once() -> None:
     seen = measured("outside", "control", [0.0] * 9) + measured("outside", "challenger", [0.0] * 9)
     assert compared(seen, "outside").safe()

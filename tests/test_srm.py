@@ -18,7 +18,7 @@ def test_a_tenth_of_the_challengers_units_lost_is_a_mismatch() -> None:
     check = check_split({1: {"control": 4_000, "challenger": 3_600}}, {1: HALF})
     assert check.is_mismatch
     assert check.e_value > 1_000
-    assert "challenger 3600 units of 3800" in check.words()
+    assert "challenger 3,600 units of 3,800" in check.words()
     assert "is not" in check.words()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from serve.designs import MetricName
 from serve.experiments.clusters import (
+    NO_UNITS,
     Clusters,
     bound_difference,
     bound_paired_difference,
@@ -166,6 +167,8 @@ def compare_clusters(
     metric: Metric, control: Clusters, challenger: Clusters, alpha: float
 ) -> Comparison:
     """The same, of values that were read before."""
+    if metric.is_reported and not control.num_hit + challenger.num_hit:
+        control = challenger = NO_UNITS
     sides = (_numbers(metric, control), _numbers(metric, challenger))
     num_bad = challenger.num_hit if metric.kind == "share" else 0
     if not control.num_units or not challenger.num_units:

@@ -79,6 +79,9 @@ class Clusters:
         return influence
 
 
+NO_UNITS = Clusters(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.bool_))
+
+
 def bound_difference(
     control: Clusters, challenger: Clusters, alpha: float, *, is_relative: bool
 ) -> tuple[float, Bounds]:

@@ -25,6 +25,8 @@ class Metric:
     is_relative: bool = False
     is_never: bool = False
     """One is too many, whatever the margin."""
+    is_reported: bool = False
+    """Somebody must say it: where nobody ever did, nothing is known."""
     read: Callable[[Seen], float | None]
     """None where the exposure does not say; of a share 1 or 0."""
 
@@ -111,19 +113,19 @@ _ALL = (
     ),
     Metric(
         name="accepted", title="Accepted", kind="share", better="higher", usual_margin=0.02,
-        read=_verdict("accepted"),
+        is_reported=True, read=_verdict("accepted"),
     ),
     Metric(
         name="rejected", title="Rejected", kind="share", better="lower", usual_margin=0.02,
-        read=_verdict("rejected"),
+        is_reported=True, read=_verdict("rejected"),
     ),
     Metric(
         name="returned", title="Returned", kind="share", better="lower", usual_margin=0.02,
-        read=_verdict("returned"),
+        is_reported=True, read=_verdict("returned"),
     ),
     Metric(
         name="converted", title="Converted", kind="share", better="higher", usual_margin=0.02,
-        read=_verdict("converted"),
+        is_reported=True, read=_verdict("converted"),
     ),
 )  # fmt: skip
 

@@ -86,11 +86,12 @@ def build_report(question: Question, seen: Sequence[Seen]) -> Report:
     mine = [one for one in seen if question.revision in (None, one.revision)]
     live = [one for one in mine if not one.is_shadow]
     columns = Columns.of(live, [arm.name for arm in design.arms])
-    metrics = [
-        describe(columns.compare(name, control, arm, question.alpha), control, arm)
+    compared = [
+        (arm, columns.compare(name, control, arm, question.alpha))
         for arm in question.challengers
         for name in columns.values
     ]
+    metrics = [describe(found, control, arm) for arm, found in compared if found.has_data]
     pairs = {arm: find_pairs(mine, control, arm) for arm in question.challengers}
     shadows = list(_compare_shadows(question, pairs))
     check, revisions = _judge_split(question, seen)

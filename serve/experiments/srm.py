@@ -37,7 +37,7 @@ class SplitCheck:
     def words(self) -> str:
         """In one line, for a person."""
         pairs = ", ".join(
-            f"{arm} {self.found.get(arm, 0)} units of {expected:.0f}"
+            f"{arm} {self.found.get(arm, 0):,} units of {expected:,.0f}"
             for arm, expected in self.expected.items()
         )
         verdict = "is not" if self.is_mismatch else "is"

@@ -79,7 +79,7 @@ def render_report(report: Report, thumbnails: Thumbnails) -> str:
             "Shadows: the same inputs and seed on both", report, report.shadows,
             _named(plots, "shadows-"),
         )  # fmt: skip
-    body += _slices(report.slices) + _pairs(report, thumbnails) + _footer(report)
+    body += _slices(report) + _pairs(report, thumbnails) + _footer(report)
     title = escape(f"{report.title or report.experiment}: report")
     style = _STYLE.read_text(encoding="utf-8")
     return (
@@ -153,25 +153,32 @@ def _metrics(
     rows = []
     for one in results:
         primary = " ★" if one.metric == report.primary else ""
-        arm = f"{one.challenger.arm}: " if len(report.arms) > 2 else ""
         rows.append(
             (
-                f'<th scope="row">{escape(arm + one.title + primary)}'
-                f'<small class="soft">{escape(one.words)}</small></th>',
+                _head(_challenger(report, one) + one.title + primary),
                 _side(one, one.control),
                 _side(one, one.challenger),
                 _number(_effect(one)),
                 _number(_interval(one)),
-                _number(f"{one.p_value:.2g}"),
-                f"<td>{_badge(one.decision)}</td>",
+                _number(_chance(one.p_value)),
+                f'<td title="{escape(one.words)}">{_badge(one.decision)}</td>',
             )
         )
     names = ("Metric", "#Control", "#Challenger", "#Towards worse", "#Interval", "#p", "Decision")
     return body + _figures(plots) + _table(names, rows, heading)
 
 
+def _challenger(report: Report, one: MetricResult) -> str:
+    """Where there are several."""
+    return f"{one.challenger.arm}: " if len(report.arms) > 2 else ""
+
+
 def _effect(one: MetricResult) -> str:
     return "–" if one.effect is None else tell_effect(METRICS[one.metric], one.effect)
+
+
+def _chance(p_value: float) -> str:
+    return f"{p_value:.2g}" if p_value >= 1e-9 else "< 1e-9"
 
 
 def _interval(one: MetricResult) -> str:
@@ -208,7 +215,8 @@ def _split_table(report: Report) -> str:
     return f'<p class="soft">{test}</p>\n{_table(names, rows, "Who got what")}'
 
 
-def _slices(slices: Sequence[SliceResult]) -> str:
+def _slices(report: Report) -> str:
+    slices: Sequence[SliceResult] = report.slices
     if not slices:
         return ""
     rows = []
@@ -217,16 +225,15 @@ def _slices(slices: Sequence[SliceResult]) -> str:
         rows.append(
             (
                 _head(f"{one.by} {one.value}"),
-                _cell(result.title),
-                _cell(result.challenger.arm),
+                _cell(_challenger(report, result) + result.title),
                 _number(f"{result.control.units:,} / {result.challenger.units:,}"),
                 _number(_effect(result)),
                 _number(_interval(result)),
-                _number(f"{one.adjusted_p:.2g}"),
+                _number(_chance(one.adjusted_p)),
                 f"<td>{_badge(one.decision)}</td>",
             )
         )
-    names = ("Slice", "Metric", "Arm", "#Units", "#Towards worse", "#Interval", "#p", "Decision")
+    names = ("Slice", "Metric", "#Units", "#Towards worse", "#Interval", "#p", "Decision")
     more = f" The {MAX_SLICES} clearest of {len(slices)}." if len(slices) > MAX_SLICES else ""
     return (
         '<h2>Slices</h2>\n<p class="soft">p is corrected for all slices and metrics together; '
