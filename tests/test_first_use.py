@@ -185,7 +185,7 @@ def commands() -> Iterator[tuple[str, str]]:
 
     known = get_command(app).commands  # type: ignore[attr-defined]
     groups = ("jobs", "batches", "webhooks", "assets", "tenants", "store", "usage")
-    for name in (*groups, "experiments"):
+    for name in (*groups, "experiments", "rollouts"):
         yield from walk(known[name], name)
 
 
