@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import httpx2
 from rich.console import Console
@@ -86,6 +86,7 @@ class Turn:
     """By arm."""
     failures: list[str] = field(default_factory=list)
     num_shadows: int = 0
+    stages_ms: dict[str, list[float]] = field(default_factory=dict)
 
     def all_s(self) -> list[float]:
         return [latency_s for of_arm in self.latencies_s.values() for latency_s in of_arm]
@@ -159,6 +160,9 @@ async def call_for_a_while(url: str, key: str, setting: Setting, seed: int) -> T
                 return
             of_arm = turn.latencies_s.setdefault(response.headers["sm4ll-arm"], [])
             of_arm.append(time.perf_counter() - started_s)
+            for entry in response.headers["server-timing"].split(", "):
+                stage, _, took_ms = entry.partition(";dur=")
+                turn.stages_ms.setdefault(stage, []).append(float(took_ms))
 
         until_s = time.perf_counter() + setting.seconds
         async with asyncio.TaskGroup() as callers:
@@ -223,6 +227,13 @@ def describe(setting: Setting, pairs: Sequence[dict[str, Turn]]) -> str:
     asked = len(gather(pairs, "with", "old"))
     shown = sum(pair["with"].num_shadows for pair in pairs)
     stray = sum(pair["without"].num_shadows for pair in pairs)
+    stages = {
+        mode: {
+            name: round(mean(x for pair in pairs for x in pair[mode].stages_ms[name]))
+            for name in pairs[0][mode].stages_ms
+        }
+        for mode in ("without", "with")
+    }
     failures = [text for pair in pairs for turn in pair.values() for text in turn.failures]
     lines += [
         "",
@@ -230,6 +241,7 @@ def describe(setting: Setting, pairs: Sequence[dict[str, Turn]]) -> str:
         f"(median {median(by_pair):.3f})",
         f"- {shown} shadows of {asked} requests of the control ({shown / max(1, asked):.0%}); the "
         f"others found no spare permit or gave theirs back. With shadows off: {stray}",
+        *(f"- mean of each stage {mode} shadows, ms: {told}" for mode, told in stages.items()),
         f"- failed live requests: {len(failures)} {failures[:1] or ''}",
     ]
     return "\n".join(lines)
