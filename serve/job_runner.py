@@ -14,6 +14,7 @@ from serve.admission.load import report_queued
 from serve.config import FamilyConfig, VersionId
 from serve.experiments.controller import RolloutController
 from serve.experiments.probe import DeploymentProbe
+from serve.experiments.split_watch import SPLIT_WATCH_S, SplitWatch
 from serve.fetching.post import Poster
 from serve.fleet import read_details
 from serve.jobs.chores import list_chores
@@ -87,6 +88,7 @@ class JobRunner:
             Chore(name="deliver", every_s=1.0, work=deliverer.run_forever, is_endless=True),
             Chore(name="serve", every_s=1.0, work=added.turn),
             Chore(name="rollouts", every_s=1.0, work=self._rollouts.turn),
+            Chore(name="splits", every_s=SPLIT_WATCH_S, work=SplitWatch(database).turn),
             Chore(name="ledger", every_s=LEDGER_S, work=self._release_expired),
             # Endless, because a run over many tenants may take longer than a chore should.
             Chore(

@@ -194,6 +194,21 @@ def test_experiments_of_one_namespace_never_share_a_unit(cut: int, users: list[s
         assert found.count(None) == 1, "every unit is in exactly one of two that fill the namespace"
 
 
+def test_the_edges_of_what_is_covered_are_whole_buckets() -> None:
+    bucket = bucket_of("coverage", "eye-2", "", "user:acme:4711")
+    assert assign(live(coverage=bucket), party(), ANYTHING) is None
+    assert assign(live(coverage=bucket + 1), party(), ANYTHING) is not None
+    bucket = bucket_of("namespace", "eyewear", "", "user:acme:4711")
+    for start, end, is_in in (
+        (0, bucket, False),
+        (bucket, bucket + 1, True),
+        (bucket + 1, BUCKETS, False),
+    ):
+        experiment = live(namespace=Namespace(name="eyewear", start=start, end=end))
+        assert (assign(experiment, party(), ANYTHING) is not None) is is_in
+        assert is_covered(experiment, "user:acme:4711") is is_in
+
+
 def test_the_fallback_is_another_kind_of_unit() -> None:
     experiment = live(unit="sku", fallback="request")
     by_request = party(sku=None, request_id="same")
