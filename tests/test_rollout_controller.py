@@ -4,6 +4,7 @@ A crash is an exception at the n-th thing that reaches the database, before the 
 whoever comes after it is another controller, and knows only the rows.
 """
 
+import asyncio
 from contextlib import suppress
 from typing import Any
 
@@ -254,6 +255,18 @@ async def test_of_two_controllers_one_decides_until_its_lease_lapses(database: D
     await second.stop()
     await first.turn()
     assert (await world.read(rollout_id)).stage == 2
+
+
+async def test_controllers_that_begin_at_once_decide_once(database: Database) -> None:
+    world = World(database)
+    rollout_id = await world.begin()
+    await asyncio.gather(*(world.controller().turn() for _ in range(4)))
+    assert await world.list_actions(rollout_id) == ["create", "start"]
+    aborting = world.steering.abort(ADMIN, rollout_id)
+    world.outlive_lease()
+    await asyncio.gather(world.controller().turn(), aborting, world.controller().turn())
+    assert (await world.read(rollout_id)).state is RolloutState.ABORTED
+    assert (await world.list_actions(rollout_id))[-1] == "abort"
 
 
 async def test_one_that_cannot_be_judged_stops_no_other(database: Database) -> None:
