@@ -32,6 +32,7 @@ from serve.errors import (
     StoreUnavailable,
 )
 from serve.evidence.witness import Witnesses
+from serve.experiments.book import REFRESH_AGE_S
 from serve.experiments.versions import Wish
 from serve.fetching.fetch import Fetcher
 from serve.fleet import FleetWatch
@@ -195,7 +196,17 @@ class Router:
     async def run_job(self, run: JobRun) -> JobOutcome:
         """One attempt at a job, for the runner; it stops at the next step when the call is
         cancelled."""
+        await self._hear_of(run.version)
         return await self._work(run)
+
+    async def _hear_of(self, version: VersionId) -> None:
+        """The router that accepted the job may have heard of an added version before this one."""
+        book = self._services.routing
+        await book.fresh()
+        if self._catalog.get(version) is None:
+            await asyncio.sleep(REFRESH_AGE_S)
+            await book.fresh()
+            await book.flush()
 
     # async: Serve would call it in another thread otherwise, while the gate's work changes.
     async def record_autoscaling_stats(self) -> dict[str, float]:
