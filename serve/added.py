@@ -197,6 +197,7 @@ class AddedVersions:
         self._windows.follow(map(group_of, wishes.values()), self._family.jobs)
         details = await asyncio.to_thread(read_details)
         if not self._apps.leads(details, self._replica_id):
+            self._seen, self._look_at = seen, self._now() + timedelta(seconds=SETTLED_S)
             return
         wanted = [self._want(row, wishes.get(row.version)) for row in rows]
         moves = plan_moves(

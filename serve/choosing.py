@@ -45,6 +45,7 @@ class Chooser:
         if options.version is not None:
             if not may_name_version:
                 raise _may_not_name()
+            await self._book.fresh()  # it may have been added just now
             return self._catalog.choose(options.expert, options.version, policy)
         if options.collection is not None:
             manifest = await self._pins.find(party.tenant_id, options.collection)
