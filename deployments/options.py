@@ -12,6 +12,7 @@ from serve.config import (
     DrainTarget,
     FamilyConfig,
     JobsConfig,
+    JudgeConfig,
     Resources,
     RouterConfig,
     SegmenterConfig,
@@ -114,6 +115,14 @@ def segmenter_options(config: SegmenterConfig, masker_id: str) -> Options:
     """Options of one masker's deployment: `Segmenter-classical`."""
     return {
         **_common(f"Segmenter-{masker_id}", _by_requests(config.autoscaling), config.resources),
+        # Two full batches: one computing, one collecting.
+        "max_ongoing_requests": 2 * config.max_batch_size,
+    }
+
+
+def judge_options(config: JudgeConfig) -> Options:
+    return {
+        **_common("Judge", _by_requests(config.autoscaling), config.resources),
         # Two full batches: one computing, one collecting.
         "max_ongoing_requests": 2 * config.max_batch_size,
     }

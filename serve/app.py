@@ -8,9 +8,12 @@ from ray.serve import Application
 
 from deployments.bundle import load_family
 from deployments.expert import ExpertReplica
+from deployments.judge_models import load_judge
+from deployments.judging import JudgeReplica
 from deployments.options import (
     expert_options,
     group_experts,
+    judge_options,
     router_options,
     runner_options,
     segmenter_options,
@@ -38,7 +41,8 @@ def build_app(args: AppArgs) -> Application:
     Raises:
         ConfigError: the family or one of its bundles cannot be used.
     """
-    family, bundles = load_family((args.family or Settings().family).resolve())
+    path = (args.family or Settings().family).resolve()
+    family, bundles = load_family(path)
     segmenters = {
         masker_id: build_deployment(
             SegmenterReplica, segmenter_options(family.segmenter, masker_id)
@@ -54,7 +58,12 @@ def build_app(args: AppArgs) -> Application:
         )
         handle = build_deployment(ExpertReplica, expert_options(group)).bind(group.bundles, plan)
         experts.update(dict.fromkeys((bundle.version for bundle in group.bundles), handle))
+    judge = None
+    if family.judge is not None:
+        judge = build_deployment(JudgeReplica, judge_options(family.judge)).bind(
+            family.judge, *load_judge(path, family.judge), family.weights
+        )
     runner = build_deployment(JobRunner, runner_options(family.jobs)).bind(family, bundles)
     return build_deployment(IngressRouter, router_options(family.router)).bind(
-        family, bundles, segmenters, experts, runner
+        family, bundles, segmenters, experts, runner, judge
     )

@@ -225,6 +225,18 @@ class SegmenterConfig(Config):
     """Person analyses kept by content hash in each replica."""
 
 
+class JudgeConfig(Config):
+    """Models that judge the pictures of experiments, in a deployment of their own."""
+
+    models: Path = Path("judge.yaml")
+    """Which ones, relative to this file."""
+    autoscaling: Autoscaling = Autoscaling(min_replicas=1, max_replicas=1)
+    resources: Resources = Resources()
+    max_batch_size: PositiveInt = 8
+    batch_wait_s: NonNegativeFloat = 0.05
+    """Nobody waits for what it says."""
+
+
 class WeightsConfig(Config):
     """How weights reach a replica."""
 
@@ -260,6 +272,8 @@ class FamilyConfig(Config):
     jobs: JobsConfig = JobsConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
     """Of every masker that the bundles name; each has its own deployment."""
+    judge: JudgeConfig | None = None
+    """Evidence by models; none when absent."""
     weights: WeightsConfig = WeightsConfig()
     pricing: PricingConfig = PricingConfig()
     shared: tuple[SharedReplicas, ...] = ()

@@ -148,3 +148,32 @@ class ExpertReply:
     cost: UpstreamCost | None = None
     notes: tuple[str, ...] = ()
     """What a person should know about this picture, in words, for receipt and Studio."""
+
+
+JudgedBy = Literal["embedding", "face"]
+"""What models say of a picture; names of `serve.designs.MetricName`."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeRequest:
+    """One painted picture for models to judge: cutouts of it, at most 448 px long."""
+
+    product_hwc: UInt8Array
+    """(h, w, 3): the product on white."""
+    painted_hwc: UInt8Array
+    """(h, w, 3): what was painted of it, with what lies beside."""
+    faces: tuple[UInt8Array, UInt8Array] | None = None
+    """(h, w, 3) each: how the face shall look and how it does; None where no face is touched."""
+
+    @property
+    def num_bytes(self) -> int:
+        faces_bytes = sum(face.nbytes for face in self.faces or ())
+        return self.product_hwc.nbytes + self.painted_hwc.nbytes + faces_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeReply:
+    """What the configured models say."""
+
+    metrics: Mapping[JudgedBy, float]
+    """Those that could be told."""

@@ -23,6 +23,7 @@ from serve.api.app import build_api
 from serve.api.models import State
 from serve.catalog import Catalog
 from serve.config import DeployedVersion, FamilyConfig, VersionId
+from serve.designs import MetricName
 from serve.errors import (
     Cancelled,
     GenerationFailed,
@@ -36,10 +37,11 @@ from serve.experiments.book import REFRESH_AGE_S
 from serve.experiments.versions import Wish
 from serve.fetching.fetch import Fetcher
 from serve.fleet import FleetWatch
+from serve.imaging.cutouts import cut_for_judge
 from serve.imaging.limits import ImageLimits
 from serve.jobs.run import JobOutcome, JobRun
 from serve.jobs.work import JobWork
-from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
+from serve.messages import ExpertReply, ExpertRequest, JudgeReply, SegmentReply, SegmentRequest
 from serve.newcomers import Newcomers
 from serve.permits import Seats
 from serve.pipeline import ExpertCaller, ExpertFollower, OnStep, Pipeline
@@ -104,6 +106,24 @@ class _Transports:
             return
 
 
+class _JudgeCaller:
+    """Asks the judge about the first picture of a reply."""
+
+    def __init__(self, handle: DeploymentHandle):
+        self._transports = _Transports(handle)
+
+    async def __call__(
+        self, request: ExpertRequest, reply: ExpertReply
+    ) -> Mapping[MetricName, float]:
+        asked = await asyncio.to_thread(cut_for_judge, request, reply)
+        if asked is None:
+            return {}
+        with map_handle_errors("the judge"):
+            handle = self._transports.choose(asked.num_bytes)
+            judged: JudgeReply = await handle.judge.remote(asked)
+        return {name: value for name, value in judged.metrics.items()}
+
+
 class Router:
     """Serves the API. Built late (`__serve_build_asgi_app__`), so the routes close over handles."""
 
@@ -114,10 +134,12 @@ class Router:
         segmenters: Mapping[str, DeploymentHandle],
         experts: Mapping[VersionId, DeploymentHandle],
         runner: DeploymentHandle,
+        judge: DeploymentHandle | None = None,
     ):
         """
         Args:
             runner: never called: it calls this. Being named here makes it part of the application.
+            judge: asked about pictures in experiments, where one is configured.
         """
         self._catalog = Catalog(family, bundles)
         config = family.router
@@ -134,6 +156,8 @@ class Router:
         settings = Settings()
         require_current_schema(settings)
         self._services = open_services(settings, config)
+        if judge is not None:
+            self._services.recorder.use_judge(_JudgeCaller(judge))
         self._seats = Seats(family, bundles)
         self._gate = self._seats.gate
         self._fleet = FleetWatch()

@@ -1,0 +1,1 @@
+"""Models that say how good a painted picture is; each opens its own libraries."""
