@@ -50,12 +50,12 @@ def http(api: FastAPI) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def mine(api: FastAPI, http: TestClient) -> dict[str, str]:
-    return bearer(add_key_to(api, "mine", ("tryon", "jobs")))
+    return bearer(add_key_to(api, "mine", ("tryon", "jobs", "versions")))
 
 
 @pytest.fixture(scope="module")
 def theirs(api: FastAPI, http: TestClient) -> dict[str, str]:
-    return bearer(add_key_to(api, "theirs", ("tryon", "jobs")))
+    return bearer(add_key_to(api, "theirs", ("tryon", "jobs", "versions")))
 
 
 def refused(answer: httpx2.Response, status: int) -> Problem:
@@ -96,7 +96,7 @@ def test_an_answer_is_not_given_again_to_a_lesser_key(
     api: FastAPI, http: TestClient, mine: dict[str, str]
 ) -> None:
     lesser = bearer(add_key_to(api, "mine", ("review",)))
-    wider = bearer(add_key_to(api, "mine", ("jobs", "review", "tryon")))
+    wider = bearer(add_key_to(api, "mine", ("jobs", "review", "tryon", "versions")))
     body = {"subject": "customer 1"}
 
     def erase(key: dict[str, str]) -> httpx2.Response:

@@ -150,7 +150,7 @@ def test_tenant_gets_and_sees_only_the_versions_of_its_policy(
     api: FastAPI, http: TestClient
 ) -> None:
     policy = TenantPolicy(versions=("top@passthrough",))
-    key = bearer(add_key_to(api, "narrow", ("tryon",), policy))
+    key = bearer(add_key_to(api, "narrow", ("tryon", "versions"), policy))
     models = http.get("/v1/models", headers=key).json()["models"]
     assert [model["version"] for model in models] == ["top@passthrough"]
     assert models[0]["default"]

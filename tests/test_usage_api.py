@@ -126,7 +126,7 @@ def test_more_try_ons_at_once_than_allowed_are_refused(http: TestClient) -> None
 
 
 def test_each_tenant_sees_its_own_and_an_administrator_all(http: TestClient) -> None:
-    token = add_key_to(http.app, "acme", ["tryon"])  # type: ignore[arg-type]
+    token = add_key_to(http.app, "acme", ["tryon", "versions"])  # type: ignore[arg-type]
     http.post("/v1/tryon", data=NOOP, files=FILES, headers=bearer(token))
     flush(http)
     assert read(http).total.requests == 0

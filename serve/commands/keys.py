@@ -11,7 +11,7 @@ from rich.table import Table
 from serve.commands.connection import connect
 from serve.commands.console import Url, err, out
 from serve.commands.tenants import Tenant, parse_scopes
-from serve.policy import DAY_S
+from serve.policy import DAY_S, SCOPES
 from serve.schemas.keys import KeyCard, KeyMinted, KeyRotation, NewKey
 
 ID_LENGTH = 30
@@ -39,7 +39,7 @@ def list_keys(tenant: Tenant, url: Url = None) -> None:
 def create(
     tenant: Tenant,
     name: Annotated[str, typer.Option(help="Who or what uses it.")],
-    scopes: Annotated[str, typer.Option(help="tryon, jobs, review, admin.")] = "tryon,jobs",
+    scopes: Annotated[str, typer.Option(help=", ".join(SCOPES) + ".")] = "tryon,jobs,versions",
     days: Annotated[float | None, typer.Option(min=0, help="It never expires when absent.")] = None,
     url: Url = None,
 ) -> None:
