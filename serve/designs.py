@@ -14,9 +14,8 @@ BUCKETS = 10_000
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 Share = Annotated[int, Field(ge=0, le=BUCKETS)]
 # Ids of tenants and keys, checked as text only: a design may name one that is made later.
-Ids = Annotated[
-    tuple[Annotated[str, Field(min_length=1, max_length=40)], ...], Field(max_length=1000)
-]
+SomeId = Annotated[str, Field(max_length=40, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Ids = Annotated[tuple[SomeId, ...], Field(max_length=1000)]
 
 UnitKind = Literal["sku", "collection", "tenant", "user", "request"]
 MetricName = Literal[

@@ -130,6 +130,8 @@ def test_weights_move_with_a_history(http: TestClient) -> None:
         {"namespace": {"name": "n", "start": 5, "end": 5}},
         {"shadow": {"arm": "control"}},
         {"alpha": 0.9},
+        {"title": "\x00"},
+        {"audience": {"tenants": ["\x00"]}},
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""An arm that loses a fifth of its exposures freezes its experiment; one that loses none does not."""
+"""An arm that loses a fifth of its exposures freezes its experiment; a right split does not."""
 
 from collections.abc import Iterable
 
