@@ -14,6 +14,7 @@ from sqlalchemy import Connection, event, select
 from serve.designs import Guardrail, RolloutPlan, Stage
 from serve.errors import Conflict, StoreUnavailable
 from serve.experiments.allocation import load_allocation
+from serve.experiments.controller import BETWEEN_WORDS
 from serve.experiments.rollout import READY, Readiness
 from serve.store.batch_tables import WebhookDelivery
 from serve.store.engine import READING, Database
@@ -179,6 +180,9 @@ async def test_a_dry_run_says_what_it_would_do_and_moves_nothing(database: Datab
     for _ in range(3):
         await controller.turn()
     await world.expose(rollout_id, challenger={"colour": 9.0})
+    await controller.turn()
+    assert len(await world.list_decisions(rollout_id)) == 3  # numbers may swing: not every second
+    world.clock.advance(BETWEEN_WORDS.total_seconds())
     await controller.turn()
     decisions = await world.list_decisions(rollout_id)
     assert [(row.action, row.is_dry_run) for row in decisions] == [

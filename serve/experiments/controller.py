@@ -39,6 +39,7 @@ Probe = Callable[[str], Awaitable[Readiness]]
 
 LEASE = timedelta(seconds=10)
 RENEW_BELOW = timedelta(seconds=5)
+BETWEEN_WORDS = timedelta(seconds=10)
 # What people say about a picture comes without an exposure; it is looked for this often.
 MAX_AGE_S = 15.0
 # A rollout with 200,000 exposures takes seconds to read: at most a quarter of the time goes there.
@@ -123,8 +124,7 @@ class RolloutController:
                 approved_stage=rollout.approved_stage,
             )
             note = _note(decide(plan, standing, evidence, now))
-        # Nothing is written twice: a dry run and a hold say the same until something is new.
-        if note.key != rollout.cause:
+        if not _is_said(rollout, note, now):
             await self._carry_out(rollout, plan, note, now)
 
     async def _hold(self, rollout: Rollout) -> bool:
@@ -173,6 +173,17 @@ class RolloutController:
             if is_ours and is_same and rollout.state is RolloutState.RUNNING:
                 await Move(session, rollout, plan, now).carry_out(note)
         self._logger.info("rollout %s: %s: %s", seen.id, note.action, note.reason)
+
+
+def _is_said(rollout: Rollout, note: Note, now: datetime) -> bool:
+    """Nothing is written twice, and what moves nothing not too often: two reasons to wait may take
+    turns as numbers swing."""
+    if note.key == rollout.cause:
+        return True
+    if note.action != "hold" and not note.is_dry_run:
+        return False
+    was_here = rollout.num_decisions > 1 and rollout.cause.startswith(f"{rollout.stage} ")
+    return was_here and now - rollout.updated_at < BETWEEN_WORDS
 
 
 async def _find_disturbance(session: Session, rollout: Rollout) -> str:
