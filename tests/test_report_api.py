@@ -14,7 +14,11 @@ import pytest
 from fastapi import FastAPI
 from rich.console import Console
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
+from serve.cli import app
+from serve.client import Client
+from serve.commands import report as command
 from serve.commands.report import draw_results, write_report
 from serve.designs import ExperimentDesign
 from serve.experiments.allocation import allocate
@@ -30,7 +34,8 @@ from tests.exposures import expose, failed
 from tests.fakes import build_local_api
 from tests.pictures import encoded, photo
 from tests.stores import START
-from tests.tenants import LOCAL_TENANT, add_key_to, bearer
+from tests.tenants import LOCAL_TENANT, LOCAL_TOKEN, add_key_to, bearer
+from tests.test_tenants_command import Through
 
 FAMILY = Path(__file__).parent / "bench" / "family.yaml"
 DESIGN = ExperimentDesign.model_validate(
@@ -366,3 +371,19 @@ def test_reports_that_are_asked_for_at_once_are_all_answered(
 
     assert http.portal is not None
     assert http.portal.call(ask) == [200] * 4
+
+
+def test_command_prints_the_decision_and_writes_the_page(
+    http: TestClient, tokens: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(url: str | None) -> Client:
+        return Client("http://testserver", LOCAL_TOKEN, Through(http))
+
+    monkeypatch.setattr(command, "connect", connect)
+    words = ["experiments", "report", "top-2", "--output", str(tmp_path)]
+    said = CliRunner().invoke(app, words, catch_exceptions=False).output
+    assert "no difference shown yet: top@passthrough against top@noop, colour" in said
+    assert "The split is the one that was asked for" in said
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/webp") == 6
+    assert (tmp_path / "split.svg").read_text().startswith("<svg")

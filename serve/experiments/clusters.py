@@ -31,9 +31,14 @@ class Clusters:
 
     counts: Floats
     """Exposures."""
+    weights: Floats
     means: Floats
     had_any: NDArray[np.bool_]
     """Whether any of its values was above 0."""
+    mean: float
+    """A ratio of sums, of values over exposures; not a number without any."""
+    num_effective: float
+    """Equally heavy units that would say as much. Source: Kish, Survey Sampling, 1965."""
 
     @classmethod
     def of(cls, units: Codes, values: Floats) -> "Clusters":
@@ -41,10 +46,17 @@ class Clusters:
         Args:
             units: of which unit each value is, (N,); numbers without any value are no units.
         """
-        counts = np.bincount(units).astype(np.float64)
-        sums, hits = np.bincount(units, weights=values), np.bincount(units, weights=values > 0)
-        there = counts > 0
-        return cls(counts[there], sums[there] / counts[there], hits[there] > 0)
+        every = np.bincount(units)
+        there = every > 0
+        counts = every[there].astype(np.float64)
+        means = np.bincount(units, weights=values)[there] / counts
+        had_any = np.bincount(units, weights=values > 0)[there] > 0
+        weights = np.minimum(counts, MAX_WEIGHT)
+        # No dot products: they wake threads, and a router has other work for its processors.
+        total = float(weights.sum())
+        mean = float((weights * means).sum()) / total if total else math.nan
+        effective = total**2 / float((weights**2).sum()) if total else 0.0
+        return cls(counts, weights, means, had_any, mean, effective)
 
     @property
     def num_units(self) -> int:
@@ -54,24 +66,6 @@ class Clusters:
     def num_hit(self) -> int:
         return int(self.had_any.sum())
 
-    @property
-    def weights(self) -> Floats:
-        return np.minimum(self.counts, MAX_WEIGHT)
-
-    @property
-    def num_effective(self) -> float:
-        """Equally heavy units that would say as much. Source: Kish, Survey Sampling, 1965."""
-        if not self.num_units:
-            return 0.0
-        return float(self.weights.sum() ** 2 / (self.weights**2).sum())
-
-    @property
-    def mean(self) -> float:
-        """A ratio of sums, of values over exposures; not a number without any."""
-        if not self.num_units:
-            return math.nan
-        return float(self.weights @ self.means / self.weights.sum())
-
     def influence(self) -> Floats:
         """What each unit adds to the error of the mean. Source: linearisation of a ratio, e.g.
         Deng, Knoblich, Lu, Applying the delta method in metric analytics, KDD 2018, section 3."""
@@ -79,7 +73,7 @@ class Clusters:
         return influence
 
 
-NO_UNITS = Clusters(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.bool_))
+NO_UNITS = Clusters.of(np.zeros(0, dtype=np.int64), np.zeros(0))
 
 
 def bound_difference(

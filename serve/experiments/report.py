@@ -6,6 +6,8 @@ It may be asked for every minute: every number in it holds at every look.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from heapq import nsmallest
+from operator import itemgetter
 
 import numpy as np
 
@@ -276,39 +278,39 @@ def _follow(question: Question, columns: Columns) -> Iterator[Series]:
         yield Series(challenger=arm, metric=design.primary, looks=tuple(looks))
 
 
-def _most_different(question: Question, pairs: Mapping[str, Sequence[Pair]]) -> list[DifferentPair]:
+def _most_different(
+    question: Question, pairs: Mapping[str, Sequence[Pair]]
+) -> Iterator[DifferentPair]:
     """The caller's own, those with pictures before the others."""
-    found = [
-        _measure_pair(arm, pair)
-        for arm, of_arm in pairs.items()
-        for pair in of_arm
-        if pair.live.tenant_id == question.caller_tenant
-    ]
-    measured = [one for one in found if one is not None]
-    measured.sort(key=lambda one: (one.pictures is None, -one.margins, one.exposure))
-    return measured[:MAX_PAIRS]
+    found = []
+    for arm, of_arm in pairs.items():
+        for pair in of_arm:
+            measured = _differ(pair) if pair.live.tenant_id == question.caller_tenant else None
+            if measured is not None:
+                has_pictures = bool(pair.shadow.pictures)
+                found.append((not has_pictures, -measured[0], pair.live.id, arm, measured[1], pair))
+    for _, margins, _, arm, name, pair in nsmallest(MAX_PAIRS, found, key=itemgetter(0, 1, 2)):
+        yield DifferentPair(
+            exposure=pair.live.id,
+            challenger=arm,
+            metric=name,
+            control_value=pair.live.metrics[name],
+            challenger_value=pair.shadow.metrics[name],
+            margins=-margins,
+            at=pair.live.at,
+            pictures=_pictures(pair),
+        )
 
 
-def _measure_pair(arm: str, pair: Pair) -> DifferentPair | None:
+def _differ(pair: Pair) -> tuple[float, MetricName] | None:
+    """By how many margins, and on which metric."""
     worst: tuple[float, MetricName] | None = None
     for name in PICTURED:
         before, after = pair.live.metrics.get(name), pair.shadow.metrics.get(name)
         if before is not None and after is not None:
             margins = abs(after - before) / METRICS[name].usual_margin
             worst = max(worst or (margins, name), (margins, name))
-    if worst is None:
-        return None
-    margins, name = worst
-    return DifferentPair(
-        exposure=pair.live.id,
-        challenger=arm,
-        metric=name,
-        control_value=pair.live.metrics[name],
-        challenger_value=pair.shadow.metrics[name],
-        margins=margins,
-        at=pair.live.at,
-        pictures=_pictures(pair),
-    )
+    return worst
 
 
 def _pictures(pair: Pair) -> PairPictures | None:
