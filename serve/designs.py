@@ -3,7 +3,7 @@ in the database. Says what shall happen; nothing here assigns, measures or decid
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from serve.messages import Expert
 from serve.policy import VersionName
@@ -25,6 +25,16 @@ MetricName = Literal[
 """What can be compared between arms; `serve.experiments.metrics` says what each one is."""
 
 
+NOT_BY_EXPERIMENT = ("default", "explicit", "pinned")
+"""What receipts say of versions that no experiment chose."""
+
+
+def _is_no_other_reason(name: str) -> str:
+    if name in NOT_BY_EXPERIMENT:
+        raise ValueError(f"{name!r} is what receipts say where no experiment chose")
+    return name
+
+
 class Design(BaseModel):
     """Base: unknown keys are refused, values never change."""
 
@@ -34,7 +44,7 @@ class Design(BaseModel):
 class Arm(Design):
     """One of the versions that are compared."""
 
-    name: Slug
+    name: Annotated[Slug, AfterValidator(_is_no_other_reason)]
     version: VersionName
     weight: Share
     """Hundredths of a percent of the covered units."""
