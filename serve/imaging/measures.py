@@ -51,7 +51,10 @@ def measure_result(
         return measured
     alpha = None if alpha_hw is None else alpha_hw[region]
     before, painted, inside = before_hwc[region], painted_hwc[region], region_hw[region]
-    seam = measure_seam(before, _paste(before, painted, alpha, inside), inside)
+    # Without a border there is nothing to feather either.
+    seam = None
+    if not inside.all():
+        seam = measure_seam(before, _paste(before, painted, alpha, inside), inside)
     if seam is not None:
         measured["seam"] = seam
     before, painted, inside = _shrink(before), _shrink(painted), _shrink(inside)

@@ -48,6 +48,7 @@ def compare_palettes(product: LabArray, painted: LabArray) -> float:
     lit = np.median(product[:, 0] + 16) / np.median(painted[:, 0] + 16)
     gain = np.clip(lit, *_EXPOSURE)
     exposed = painted * gain + np.array((16 * (gain - 1), 0, 0), np.float32)
+    exposed[:, 0] = np.minimum(exposed[:, 0], 100)
     num_spare = NUM_COLOURS - _NUM_MATCHED
     # A spare row or column takes a colour for nothing; two spare ones never meet.
     costs = np.zeros((NUM_COLOURS + num_spare,) * 2)

@@ -28,7 +28,8 @@ class Texture:
     """What one surface's edges are like."""
 
     strengths: FloatArray
-    """(bands, 3): root mean square of each octave in L*, a*, b*."""
+    """(bands, 2): root mean square of each octave in lightness, and in a* and b* together: another
+    hue is no other pattern."""
     directions: FloatArray
     """(directions,): share of edge energy by direction, modulo half a turn."""
 
@@ -47,8 +48,8 @@ def read_texture(lab_hwc: LabArray, weight_hw: FloatArray) -> Texture | None:
     strengths, finer = [], filled
     for band in range(NUM_BANDS):
         coarser: Any = cv2.GaussianBlur(filled, (0, 0), 1.0 * 2**band)
-        squares = ((finer - coarser) ** 2 * inside[..., None]).sum(axis=(0, 1))
-        strengths.append(np.sqrt(squares / total))
+        light, a, b = ((finer - coarser) ** 2 * inside[..., None]).sum(axis=(0, 1)) / total
+        strengths.append(np.sqrt((light, a + b)))
         finer = coarser
     return Texture(np.stack(strengths), _read_directions(filled[..., 0], inside))
 
