@@ -161,6 +161,20 @@ def test_split_that_is_not_the_one_that_was_asked_for_gives_no_verdict() -> None
     assert "nothing below can be relied on" in render_report(report, {})
 
 
+def test_exposures_that_are_lost_of_units_that_are_not_are_noticed() -> None:
+    """Nine tenths of what the challenger's units ask for arrive: no unit is missing."""
+    seen = [
+        expose(arm=("control", "challenger")[unit % 2], unit=f"u{unit}")
+        for unit in range(1_000)
+        for at in range(5)
+        if not (unit % 2 and (unit + at) % 10 == 1)
+    ]
+    report = build_report(question(), seen)
+    assert not report.split.is_mismatch
+    assert "some are lost" in report.notes[0]
+    assert build_report(question(), [*seen_of(400, worse_by=0)] * 3).notes == ()
+
+
 def test_weights_that_changed_are_said_and_one_revision_may_be_asked_for() -> None:
     periods = {
         1: Period(allocation=allocate({"control": 9_000, "challenger": 1_000}), at=START),
@@ -186,7 +200,8 @@ def test_weights_that_changed_are_said_and_one_revision_may_be_asked_for() -> No
 
 def test_pairs_are_the_callers_own_and_the_most_different_first() -> None:
     report = build_report(question(), [*pairs_of(40), *pairs_of(40, "other")])
-    assert result_of_shadow(report).control.exposures == 80
+    colour = next(one for one in report.shadows if one.metric == "colour")
+    assert colour.control.exposures == 80
     own = [one.exposure for one in report.pairs]
     assert len(own) == MAX_PAIRS
     assert all(one.pictures is not None for one in report.pairs)
@@ -198,10 +213,6 @@ def test_pairs_are_the_callers_own_and_the_most_different_first() -> None:
     assert report.headlines[0].decision == "worse"  # before anybody got the challenger
     others = build_report(question(caller_tenant="third"), pairs_of(40))
     assert (others.pairs, len(own)) == ((), MAX_PAIRS)
-
-
-def result_of_shadow(report: Report) -> MetricResult:
-    return next(one for one in report.shadows if one.metric == "colour")
 
 
 def test_nothing_seen_is_a_report_and_a_page() -> None:

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, JSONResponse
 
+from serve.api.experiments import ExperimentId
 from serve.api.identity import require_any
 from serve.api.responses import problems
 from serve.designs import ExperimentDesign
@@ -56,7 +57,7 @@ def build_reports_router(
     async def report(
         request: Request,
         caller: Reader,
-        experiment_id: Annotated[str, Path(max_length=40)],
+        experiment_id: ExperimentId,
         revision: Annotated[
             int | None, Query(ge=1, le=2**31 - 1, description="only under this allocation")
         ] = None,

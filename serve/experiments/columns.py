@@ -66,6 +66,12 @@ class Columns:
     def count_units(self) -> int:
         return len(np.unique(self.units))
 
+    def count_exposures(self, arm: str) -> Clusters:
+        """How many each unit of the arm has."""
+        counts = np.bincount(self.units[self.arms[arm]])
+        counts = counts[counts > 0]
+        return Clusters.of(np.arange(len(counts)), counts.astype(np.float64))
+
     def slices(self, with_tenants: bool) -> Iterator[tuple[str, str, Mask]]:
         """By what, which value of it, and the rows; the largest values of each."""
         columns: dict[str, list[str]] = {"category": [one.category for one in self.seen]}

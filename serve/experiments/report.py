@@ -14,9 +14,10 @@ import numpy as np
 from serve.designs import ExperimentDesign, MetricName
 from serve.experiments.allocation import Allocation
 from serve.experiments.analysis import Pair, compare_found, find_pairs
+from serve.experiments.clusters import bound_difference
 from serve.experiments.columns import Columns
 from serve.experiments.metrics import METRICS
-from serve.experiments.srm import check_split, count_units
+from serve.experiments.srm import ALARM, check_split, count_units
 from serve.experiments.verdicts import describe, finite, headline, judge
 from serve.schemas.reports import (
     ArmCount,
@@ -115,7 +116,7 @@ def build_report(question: Question, seen: Sequence[Seen]) -> Report:
         last_at=live[-1].at if live else None,
         exposures=len(live),
         units=columns.count_units(),
-        notes=tuple(_notes(question, live)),
+        notes=tuple(_notes(question, live, columns)),
         split=check,
         headlines=tuple(_headlines(question, metrics, shadows, check.is_mismatch)),
         metrics=tuple(metrics),
@@ -127,7 +128,7 @@ def build_report(question: Question, seen: Sequence[Seen]) -> Report:
     )
 
 
-def _notes(question: Question, live: Sequence[Seen]) -> Iterator[str]:
+def _notes(question: Question, live: Sequence[Seen], columns: Columns) -> Iterator[str]:
     revisions = {one.revision for one in live} & set(question.periods)
     shares = [question.periods[revision].allocation.shares() for revision in revisions]
     splits = {tuple(sorted(split.items())) for split in shares}
@@ -136,10 +137,25 @@ def _notes(question: Question, live: Sequence[Seen]) -> Iterator[str]:
             "The weights changed while it ran: what changed with time beside them is mixed into "
             "these numbers. Ask for one revision to keep it apart."
         )
+    else:
+        yield from _compare_traffic(question, columns)
     if question.is_cut:
         yield "There are more exposures than are read: these are the newest."
     if len(question.challengers) > 1:
         yield f"Each challenger is judged at {question.alpha:.3g}, all of them together at alpha."
+
+
+def _compare_traffic(question: Question, columns: Columns) -> Iterator[str]:
+    """Units may all be there, and some of what they asked for be lost."""
+    control = question.design.control.name
+    for arm in question.challengers:
+        sides = [columns.count_exposures(name) for name in (control, arm)]
+        _, bounds = bound_difference(sides[0], sides[1], ALARM, is_relative=True)
+        if bounds.low > 0 or bounds.high < 0:
+            yield (
+                f"A unit of {arm} has {sides[1].mean:.2f} exposures, one of {control} "
+                f"{sides[0].mean:.2f}: some are lost, or a version makes people ask again."
+            )
 
 
 def _compare_shadows(
