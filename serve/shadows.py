@@ -18,8 +18,8 @@ from serve.steps import TryOnWork
 from serve.store.engine import Database
 from serve.store.jobs import get_job
 
-NICENESS = 15
-"""Of the thread for their pictures: below that which measures live ones."""
+NICENESS = 10
+"""Of the thread for their pictures, as of the one that measures live ones."""
 
 
 def open_shadows(
