@@ -39,14 +39,14 @@ def test_an_unchanged_picture_has_none() -> None:
     assert measure(flat, flat) == 0
 
 
-@pytest.mark.parametrize("levels", [10, 20, 40])
+@pytest.mark.parametrize("levels", [10, 20, 30])
 def test_a_hard_edge_counts_by_its_height(levels: int) -> None:
     assert measure(lift(levels, draw_region())) == pytest.approx(levels, abs=4.5)
 
 
 def test_a_soft_edge_counts_far_less() -> None:
     soft = cv2.GaussianBlur(draw_region(), (0, 0), 8)
-    assert measure(lift(20, soft)) < 0.5
+    assert measure(lift(20, soft)) < 0.2 * measure(lift(20, draw_region()))
 
 
 def test_an_edge_that_was_there_is_none_of_ours() -> None:
@@ -73,9 +73,13 @@ def test_a_region_without_a_border_says_nothing() -> None:
     assert measure_seam(wall, wall, region) == pytest.approx(0, abs=0.3)
 
 
+def test_an_outline_at_the_border_is_bounded() -> None:
+    assert measure(lift(75, draw_region())) <= 32
+
+
 def test_it_is_measured_as_pasted() -> None:
-    """Paste-back softens the border inwards: that much of a step is gone before anybody sees it."""
+    """Paste-back softens the border inwards: the step shows from further away, and less."""
     region, product = draw_region(), np.full((64, 64, 4), 255, np.uint8)
     painted = lift(20, np.full((240, 300), 255, np.uint8))
     pasted = measure_result(draw_wall(), painted, None, region, product)["seam"]
-    assert pasted < 0.5 * measure(lift(20, region))
+    assert 5 < pasted < 0.8 * measure(lift(20, region))
