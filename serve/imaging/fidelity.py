@@ -68,11 +68,13 @@ def _limit_side(product_rgba: UInt8Array) -> UInt8Array:
     factor = _FOUND_AT_PX / max(product_rgba.shape[:2])
     if factor >= 1:
         return product_rgba
-    alpha = product_rgba[..., 3:].astype(np.float32) / 255
-    weighted = np.dstack([product_rgba[..., :3] * alpha, alpha])
-    small = _resize(weighted, factor)
-    rgb = small[..., :3] / np.maximum(small[..., 3:], 1e-4)
-    return np.dstack([rgb, small[..., 3] * 255]).round().clip(0, 255).astype(np.uint8)
+    rgb = np.ascontiguousarray(product_rgba[..., :3])
+    alpha = np.ascontiguousarray(product_rgba[..., 3])
+    # Premultiplied while shrinking: what a clear pixel hides must not colour its neighbours.
+    weighted = _resize(cv2.multiply(rgb, cv2.merge((alpha,) * 3), scale=1 / 255), factor)
+    alpha = _resize(alpha, factor)
+    whole = weighted.astype(np.float32) * (255 / np.maximum(alpha, 1))[..., None]
+    return np.dstack([np.clip(np.rint(whole), 0, 255).astype(np.uint8), alpha])
 
 
 def _read_surface(
