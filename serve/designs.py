@@ -217,6 +217,8 @@ class RolloutPlan(Design):
         first = self.stages[0]
         if first.share == 0 and first.shadow == 0 and first.min_exposures:
             raise ValueError("stages: one without share and shadow sees nothing to wait for")
+        if self.stages[-1].needs == "proof":
+            raise ValueError("stages: the last has no control, against which to prove anything")
         for version in filter(None, (self.version, self.against)):
             if version.partition("@")[0] != self.expert:
                 raise ValueError(f"{version} is no version of {self.expert}")

@@ -215,3 +215,22 @@ def test_a_shadow_is_paired_with_its_own_tenants_answer() -> None:
     shadow = expose(tenant_id="other", id="tr_x", is_shadow=True, arm="challenger")
     assert find_pairs([*live, shadow], "control", "challenger") == []
     assert find_pairs([*live, shadow], "third", "challenger") == [(live[1], shadow)]
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_measure_that_is_no_number_hides_no_other(odd: float) -> None:
+    seen = measured("colour", "control", [odd, *DICE.normal(3, 1, 100)])
+    seen += measured("colour", "challenger", [odd, *DICE.normal(9, 1, 100)])
+    found = compared(seen, "colour")
+    assert found.harm()
+    assert (found.control.num_units, found.challenger.num_units) == (100, 100)
+
+
+def test_what_costs_something_is_worse_than_what_costs_nothing() -> None:
+    seen = [expose(arm="control", unit=f"a{at}", upstream_microusd=0) for at in range(30)]
+    seen += [expose(arm="challenger", unit=f"b{at}", upstream_microusd=900) for at in range(30)]
+    found = compared(seen, "cost_usd")
+    assert found.effect == math.inf
+    assert not found.harm()
+    assert "effect" not in found.numbers()
+    assert not compared(seen[:30] + measured("colour", "challenger", [1.0]), "cost_usd").effect > 0

@@ -32,6 +32,7 @@ HARM = Finding(
     words="colour 6.1 against 0.4", numbers={"effect": 5.7},
 )  # fmt: skip
 SUSPECT = Finding(metric="seam", has_data=True, is_harm=False, is_safe=False, is_suspect=True)
+UNSEEN = Finding(metric="seam", has_data=False, is_harm=False, is_safe=False, is_unseen=True)
 NO_LATENCY = Finding(metric="latency_ms", has_data=False, is_harm=False, is_safe=False)
 NO_FACE = Finding(metric="face", has_data=False, is_harm=True, is_safe=False)
 NOT_READY = Readiness(is_ready=False, reason="golden sample 1: mean diff 9.00 > 1")
@@ -66,6 +67,13 @@ def few(*findings: Finding, **facts: Any) -> Evidence:
         (0, 0, enough(UNSURE, NO_LATENCY), "promote", "1 %"),
         # A version that errs now and then is not let up because too little was seen to prove it.
         (0, 0, enough(SAFE, SUSPECT), "hold", "looks worse by more than its margin in seam"),
+        (
+            2,
+            0,
+            enough(SAFE, UNSEEN),
+            "hold",
+            "picture of the challenger that can be measured: seam",
+        ),
         (2, 0, enough(SAFE), "hold", "waits for approval"),
         (3, 0, Evidence(), "finish", "eye@2 becomes the default"),
         (3, 0, Evidence(num_outside=2), "roll_back", "2 pictures"),

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from serve.experiments.allocation import allocate, reallocate
-from serve.experiments.srm import check_split, count_units
-from tests.bench.sequential import simulate_split
+from serve.experiments.srm import ALARM, check_split, count_units
+from tests.bench.sequential import NUM_LOOKS, first_alarms, simulate_split
 from tests.exposures import expose
 
 HALF = allocate({"control": 5_000, "challenger": 5_000})
@@ -48,6 +48,17 @@ def test_simulation_is_of_this_check() -> None:
         {1: {"a": hits, "b": 1_000 - hits}}, {1: allocate({"a": 5_000, "b": 5_000})}
     )
     assert check.e_value == pytest.approx(1 / p)
+
+
+@pytest.mark.parametrize(("lost", "units"), [(0.1, 6_000), (0.3, 700)])
+def test_most_losses_are_found_within_so_many_units(lost: float, units: int) -> None:
+    looks = first_alarms(simulate_split(0.5, units, lost=lost), 400, alpha=ALARM)
+    assert (looks < NUM_LOOKS).mean() > 0.55
+
+
+def test_a_thousand_looks_at_an_honest_split_stay_below_the_alarm() -> None:
+    looks = first_alarms(simulate_split(0.5, 10_000), 1_000, alpha=ALARM)
+    assert (looks < NUM_LOOKS).mean() <= 0.006
 
 
 def test_every_revision_is_judged_by_its_own_split() -> None:

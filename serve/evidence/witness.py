@@ -7,6 +7,7 @@ measure, never a request, and the same on every arm.
 import asyncio
 import contextvars
 import logging
+import math
 import os
 import threading
 import time
@@ -139,7 +140,9 @@ class Recorder:
             while self._waiting:
                 one = self._waiting.popleft()
                 metrics: dict[str, float] = dict(one.exposure.metrics)
-                metrics.update((await self._measure(one)).items())
+                found = await self._measure(one)
+                # PostgreSQL's JSON has no other numbers.
+                metrics.update((name, x) for name, x in found.items() if math.isfinite(x))
                 self._writer.add(replace(one.exposure, metrics=metrics))
         finally:
             self._task = None

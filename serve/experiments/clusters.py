@@ -87,7 +87,7 @@ def bound_difference(
     sides = (control, challenger)
     means = [side.mean for side in sides]
     if is_relative and min(means) <= 0:
-        return math.nan, NOTHING_KNOWN
+        return _compare_to_nothing(means), NOTHING_KNOWN
     effect = math.log(means[1] / means[0]) if is_relative else means[1] - means[0]
     counts = np.array([side.num_effective for side in sides])
     if counts.min() < MIN_UNITS:
@@ -109,7 +109,7 @@ def bound_paired_difference(
     effect, scale = means[1] - means[0], max(map(abs, means))
     if is_relative:
         if min(means) <= 0:
-            return math.nan, NOTHING_KNOWN
+            return _compare_to_nothing(means), NOTHING_KNOWN
         influence = after.influence() / means[1] - before.influence() / means[0]
         effect, scale = math.log(means[1] / means[0]), 1.0
     count = before.num_effective
@@ -118,6 +118,11 @@ def bound_paired_difference(
     variance = float((influence**2).sum()) * count / (count - 1)
     variance = max(variance, _least_variance(scale) / count)
     return effect, bound_mean(effect, variance, count, count - 1, alpha)
+
+
+def _compare_to_nothing(means: Sequence[float]) -> float:
+    """What costs something is worse beyond all margins than what costs nothing."""
+    return math.inf if means[0] == 0 < means[1] else math.nan
 
 
 def _least_variance(scale: float) -> float:

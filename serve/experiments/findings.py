@@ -7,6 +7,7 @@ from serve.experiments.allocation import Allocation
 from serve.experiments.analysis import compare, compare_found, find_pairs
 from serve.experiments.metrics import METRICS
 from serve.experiments.rollout import NEVER_COMPARED, Evidence, Finding, spend_alpha
+from serve.experiments.sequential import MIN_UNITS
 from serve.experiments.srm import check_split, count_units
 from serve.store.exposures import Seen
 
@@ -16,6 +17,8 @@ NOT_IN_SHADOW: frozenset[MetricName] = frozenset(
     {"latency_ms", "accepted", "rejected", "returned", "converted"}
 )
 """A shadow waits for permits that nobody needs, and nobody is shown it."""
+OF_PICTURES: frozenset[MetricName] = frozenset({"colour", "pattern", "seam"})
+"""Measured of every picture, whichever version painted it."""
 MAX_E_VALUE = 1e9
 """In the log: PostgreSQL writes larger ones with all their zeros."""
 
@@ -51,6 +54,9 @@ def gather(
                 has_data=found.has_data,
                 is_harm=found.harm(margin),
                 is_suspect=found.effect > margin,
+                is_unseen=guardrail.metric in OF_PICTURES
+                and found.control.num_units >= MIN_UNITS
+                and not found.challenger.num_units,
                 is_safe=found.safe(margin),
                 words=found.words(),
                 numbers=found.numbers(),

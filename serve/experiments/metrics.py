@@ -1,5 +1,6 @@
 """What arms are compared by: how each metric is read from an exposure, and which way is worse."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -55,12 +56,18 @@ def _read_cost(seen: Seen) -> float | None:
 
 
 def _read_outside(seen: Seen) -> float | None:
-    value = seen.metrics.get("outside")
+    value = _find(seen, "outside")
     return None if value is None else float(value > 0)
 
 
+def _find(seen: Seen, name: MetricName) -> float | None:
+    """One that is no number would make the mean none, and nothing could be said of it again."""
+    value = seen.metrics.get(name)
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _measured(name: MetricName) -> Callable[[Seen], float | None]:
-    return lambda seen: seen.metrics.get(name)
+    return lambda seen: _find(seen, name)
 
 
 def _verdict(name: str) -> Callable[[Seen], float | None]:

@@ -41,6 +41,8 @@ class Finding:
     """Proven to be within the margin."""
     is_suspect: bool = False
     """Looks worse by more than the margin allows, and it is not proven."""
+    is_unseen: bool = False
+    """The control's pictures have it, and none of the challenger's."""
     words: str = ""
     """The numbers, for a person."""
     numbers: Mapping[str, Any] = field(default_factory=dict)
@@ -162,6 +164,10 @@ def _find_missing(
         return "hold", "exposures", reason
     if (now - standing.stage_started_at).total_seconds() < stage.min_s:
         return "hold", "time", f"waits until the stage has lasted {stage.min_s:g} s"
+    unseen = ", ".join(one.metric for one in evidence.findings if one.is_unseen)
+    if unseen:
+        reason = f"waits for a picture of the challenger that can be measured: {unseen}"
+        return "hold", f"unseen: {unseen}", reason
     suspects = ", ".join(one.metric for one in evidence.findings if one.has_data and one.is_suspect)
     if suspects:
         # With so few seen, a version that fails now and then is not proven to be worse yet.
