@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 
 from serve.calling.connection import Connection, part
-from serve.designs import ExperimentDesign
 from serve.schemas.experiments import (
     AllocationList,
     AssignmentAnswer,
@@ -23,11 +22,8 @@ class Experiments:
     def __init__(self, connection: Connection):
         self._connection = connection
 
-    def create(self, design: ExperimentDesign, *, start: bool = False) -> ExperimentCard:
-        """A draft that assigns nobody, unless it starts at once."""
-        new = NewExperiment.model_validate(
-            {**design.model_dump(mode="json", exclude_unset=True), "start": start}
-        )
+    def create(self, new: NewExperiment) -> ExperimentCard:
+        """A draft that assigns nobody, unless it says `start`."""
         return ExperimentCard.model_validate_json(self._connection.write("POST", PATH, new))
 
     def list(self) -> Iterator[ExperimentCard]:

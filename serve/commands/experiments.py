@@ -13,7 +13,7 @@ from rich.table import Table
 from serve.commands.connection import connect
 from serve.commands.console import Url, out
 from serve.designs import BUCKETS, ExperimentDesign, WantedExperiment
-from serve.schemas.experiments import ExperimentCard
+from serve.schemas.experiments import ExperimentCard, NewExperiment
 
 ExperimentId = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="As `sm4ll experiments list` shows it.")
@@ -75,8 +75,10 @@ def create(
     For example: sm4ll experiments create eye-2.yaml --start
     """
     wanted = read_design(file)
+    said = wanted.model_dump(mode="json", exclude_unset=True)
+    new = NewExperiment.model_validate({**said, "start": start or wanted.start})
     with connect(url) as client:
-        _say(client.experiments.create(wanted.design, start=start or wanted.start))
+        _say(client.experiments.create(new))
 
 
 def start(experiment: ExperimentId, reason: Reason = "", url: Url = None) -> None:
