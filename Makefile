@@ -4,21 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TEST_ENV := RAY_USAGE_STATS_ENABLED=0
+# Files of tests beside each other; those on a cluster have the machine to themselves.
+BESIDE := -n 2 --dist loadfile
 
 .PHONY: demo test lint unit ray clean
 
 demo: $(VENV)/.core ## try all seven experts on bundled pictures, write demo/index.html
 	@$(BIN)/sm4ll demo --output demo
 
-test: $(VENV)/.dev ## ruff, mypy, import-linter, unit tests, then the tests on one local cluster
+test: $(VENV)/.dev ## ruff, mypy, import-linter, the tests on local clusters, then all others
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(TEST_ENV) $(BIN)/python -m pytest -m "ray or not ray"
+	$(TEST_ENV) $(BIN)/python -m pytest -m ray
+	$(TEST_ENV) $(BIN)/python -m pytest $(BESIDE)
 
 unit: $(VENV)/.dev ## the tests that need no cluster
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BESIDE)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with make PYTHON=...")'
