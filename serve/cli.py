@@ -161,7 +161,7 @@ app.command()(usage.usage)
 benches = typer.Typer(help="Measure; every figure is a ratio within one run.", no_args_is_help=True)
 MEASURES = (
     bench.gateway, bench.experts, bench.adapters, bench.packing, bench.admission, bench.fairness,
-    bench.sequential,
+    bench.sequential, bench.rollouts,
 )  # fmt: skip
 for measure in MEASURES:
     benches.command()(measure)

@@ -114,6 +114,14 @@ def sequential(
     _run("sequential", "--replications", str(replications), *drawn, output=output)
 
 
+def rollouts(
+    replications: Annotated[int, typer.Option(help="Of each challenger.")] = 200,
+    output: Output = None,
+) -> None:
+    """Whole rollouts with the usual plan: what becomes of good and bad challengers, and when."""
+    _run("rollouts", "--replications", str(replications), output=output)
+
+
 def _run(name: str, *arguments: str, output: Path | None) -> None:
     script = ROOT / "tests" / "bench" / f"{name}.py"
     if not script.is_file():
