@@ -242,7 +242,7 @@ def test_a_version_that_paints_another_colour_goes_back_by_itself(
 def test_a_version_that_fails_now_and_then_goes_back_from_the_first_stage(
     arena: Up, client: Client
 ) -> None:
-    share = 100 if IS_FULL else 1_000
+    share = 100 if IS_FULL else 5_000
     plan = NewRollout(
         expert="top",
         version="top@flaky",
@@ -264,7 +264,7 @@ def test_a_version_that_fails_now_and_then_goes_back_from_the_first_stage(
 def test_an_equal_version_becomes_the_default_although_its_controller_dies_at_every_stage(
     arena: Up, client: Client
 ) -> None:
-    shares = (0, 100, 500, 2_500, 5_000, 10_000) if IS_FULL else (0, 1_000, 5_000, 10_000)
+    shares = (0, 100, 500, 2_500, 5_000, 10_000) if IS_FULL else (0, 5_000, 10_000)
     stages = tuple(
         Stage(share=share, shadow=10_000 if share == 0 else 0, min_exposures=40) for share in shares
     )
