@@ -1,6 +1,7 @@
 """Arms are compared by their units: towards worse is above 0, and nothing is claimed too early."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tests.bench.sequential import mean_p, moments
 from tests.exposures import expose, failed
 
 ALPHA = 0.05
+SIDES = ("control", "challenger")
 DICE = np.random.default_rng(11)
 
 
@@ -234,3 +236,17 @@ def test_what_costs_something_is_worse_than_what_costs_nothing() -> None:
     assert not found.harm()
     assert "effect" not in found.numbers()
     assert not compared(seen[:30] + measured("colour", "challenger", [1.0]), "cost_usd").effect > 0
+
+
+def test_a_share_that_only_grows_with_how_often_units_ask_is_not_suspect() -> None:
+    seen = [expose(arm=arm, unit=f"{arm}{at}") for arm in SIDES for at in range(100)]
+    seen += [expose(arm=arm, unit=f"{arm}{at}") for arm in SIDES for at in range(100)] * 9
+    seen += [failed(arm="challenger", unit=f"challenger{at}") for at in range(3)]
+    found = compared(seen, "errors")
+    assert found.effect == pytest.approx(0.03)
+    assert not found.suspect()
+    assert found.suspect(0.002)
+    often = [failed(arm="challenger", unit=f"challenger{at}") for at in range(3)] * 9
+    assert compared(seen + often, "errors").suspect()
+    liked = [replace(one, verdicts=frozenset({"accepted"})) for one in seen[:100]]
+    assert compared(liked + seen[100:], "accepted").suspect()

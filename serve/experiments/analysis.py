@@ -36,6 +36,8 @@ class ArmNumbers:
     num_exposures: int
     mean: float
     """The share of units, or the mean; not a number without any unit."""
+    per_exposure: float
+    """The mean; of a share that of exposures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,20 @@ class Comparison:
         if METRICS[self.metric].is_never:
             return self.has_data and self.num_bad == 0
         return self.bounds.ceiling <= self._margin(margin)
+
+    def suspect(self, margin: float | None = None) -> bool:
+        """Whether it looks worse by more than the margin, proven or not.
+
+        A share must look so in exposures as well as in units: those who ask often all have it some
+        day, and chance that chose few units does not shrink while they go on asking.
+        """
+        limit = self._margin(margin)
+        per_exposure = self.challenger.per_exposure - self.control.per_exposure
+        if METRICS[self.metric].kind == "mean":
+            per_exposure = self.effect
+        elif METRICS[self.metric].better == "higher":
+            per_exposure = -per_exposure
+        return self.effect > limit and per_exposure > limit
 
     def words(self) -> str:
         """The numbers in one line: `colour 2.10 against 1.20 (worse by 0.90, between ...)`."""
@@ -245,7 +261,7 @@ def _numbers(metric: Metric, side: Clusters) -> ArmNumbers:
     mean = side.mean
     if metric.kind == "share" and side.num_units:
         mean = side.num_hit / side.num_units
-    return ArmNumbers(side.num_units, int(side.counts.sum()), mean)
+    return ArmNumbers(side.num_units, int(side.counts.sum()), mean, side.mean)
 
 
 def _towards_worse(metric: Metric, effect: float, bounds: Bounds) -> tuple[float, Bounds]:

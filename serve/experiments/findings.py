@@ -53,7 +53,7 @@ def gather(
                 metric=guardrail.metric,
                 has_data=found.has_data,
                 is_harm=found.harm(margin),
-                is_suspect=found.effect > margin,
+                is_suspect=found.suspect(margin),
                 is_unseen=guardrail.metric in OF_PICTURES
                 and found.control.num_units >= MIN_UNITS
                 and not found.challenger.num_units,
