@@ -156,6 +156,7 @@ class Router:
         settings = Settings()
         require_current_schema(settings)
         self._services = open_services(settings, config)
+        self._services.recorder.use_price(family.pricing.usd_per_gpu_second)
         if judge is not None:
             self._services.recorder.use_judge(_JudgeCaller(judge))
         self._seats = Seats(family, bundles)

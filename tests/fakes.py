@@ -105,6 +105,7 @@ def build_local_api(
     gate = build_gate(family, bundles)
     folder = tempfile.TemporaryDirectory(prefix="sm4ll-api-")
     services, settings = open_local_services(Path(folder.name))
+    services.recorder.use_price(family.pricing.usd_per_gpu_second)
     experts = {version: replica.generate for version, replica in replicas.items()}
     shadows = open_shadows(
         catalog=catalog,

@@ -39,11 +39,11 @@ def compared(seen: list[Seen], name: MetricName, alpha: float = ALPHA) -> Compar
 def test_every_metric_is_read_and_none_is_missing() -> None:
     assert set(METRICS) == set(MetricName.__args__)  # type: ignore[attr-defined]
     whole = expose(
-        upstream_microusd=2_000_000,
         verdicts=frozenset({"accepted"}),
         metrics={
             name: 0.5 for name in ("outside", "colour", "pattern", "embedding", "seam", "face")
-        },
+        }
+        | {"cost_usd": 2.0},
     )
     read = {name: metric.read(whole) for name, metric in METRICS.items()}
     assert read["cost_usd"] == 2.0
@@ -229,8 +229,10 @@ def test_a_measure_that_is_no_number_hides_no_other(odd: float) -> None:
 
 
 def test_what_costs_something_is_worse_than_what_costs_nothing() -> None:
-    seen = [expose(arm="control", unit=f"a{at}", upstream_microusd=0) for at in range(30)]
-    seen += [expose(arm="challenger", unit=f"b{at}", upstream_microusd=900) for at in range(30)]
+    seen = [expose(arm="control", unit=f"a{at}", metrics={"cost_usd": 0.0}) for at in range(30)]
+    seen += [
+        expose(arm="challenger", unit=f"b{at}", metrics={"cost_usd": 0.0009}) for at in range(30)
+    ]
     found = compared(seen, "cost_usd")
     assert found.effect == math.inf
     assert not found.harm()

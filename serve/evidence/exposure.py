@@ -25,11 +25,14 @@ MAY_BE_ITS_FAULT = (
 )
 
 
-def describe_exposure(sighting: Sighting, at: datetime) -> NewExposure:
+def describe_exposure(
+    sighting: Sighting, at: datetime, usd_per_gpu_second: float | None = None
+) -> NewExposure:
     """The row, with those metrics that are known without looking at the picture.
 
     Args:
         sighting: whose choice has an assignment.
+        usd_per_gpu_second: what passes in this cluster cost; None where nobody says.
     """
     work, error = sighting.work, sighting.error
     assignment = sighting.choice.assignment
@@ -53,7 +56,7 @@ def describe_exposure(sighting: Sighting, at: datetime) -> NewExposure:
         gpu_ms=0 if sighting.reply is None else measure_gpu_ms(sighting.reply),
         upstream_microusd=_upstream_microusd(sighting),
         seed=None if crop is None else crop.request.seed,
-        metrics=_measure_outside(sighting),
+        metrics={**_measure_outside(sighting), **_measure_cost(sighting, usd_per_gpu_second)},
         at=at,
     )
 
@@ -92,3 +95,14 @@ def _measure_outside(sighting: Sighting) -> Mapping[str, float]:
         return {}
     outside = sighting.result.receipt.outside
     return {"outside": float(outside.max_abs_diff)} if outside.lossless else {}
+
+
+def _measure_cost(sighting: Sighting, usd_per_gpu_second: float | None) -> Mapping[str, float]:
+    """What a third party charged, or what the passes of our own took."""
+    if sighting.error is not None or sighting.reply is None:
+        return {}
+    if sighting.reply.cost is not None:
+        return {"cost_usd": sighting.reply.cost.usd}
+    if usd_per_gpu_second is None:
+        return {}
+    return {"cost_usd": measure_gpu_ms(sighting.reply) / 1e3 * usd_per_gpu_second}

@@ -74,6 +74,7 @@ class Recorder:
         self._now = now
         self._now_s = now_s
         self._judge: Judge | None = None
+        self._usd_per_gpu_second: float | None = None
         self._waiting: deque[_Unmeasured] = deque()
         self._task: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "measuring", _step_back)
@@ -85,9 +86,13 @@ class Recorder:
         """Ask it as well from now on."""
         self._judge = judge
 
+    def use_price(self, usd_per_gpu_second: float | None) -> None:
+        """Of passes in this cluster, so that they are compared with what others charge."""
+        self._usd_per_gpu_second = usd_per_gpu_second
+
     def saw(self, sighting: Sighting, /) -> None:
         try:
-            self._record(sighting, describe_exposure(sighting, self._now()))
+            self._record(sighting, self._describe(sighting))
         except Exception:
             logger.exception("%s left no exposure", sighting.work.request_id)
 
@@ -95,7 +100,7 @@ class Recorder:
         """Beside the row of the request whose inputs it had."""
         try:
             exposure_id, request_id = name_exposure(live)
-            described = describe_exposure(shadow.sighting, self._now())
+            described = self._describe(shadow.sighting)
             self._record(
                 shadow.sighting,
                 replace(
@@ -119,6 +124,9 @@ class Recorder:
         await self.flush()
         await self._writer.shut_down()
         self._thread.shutdown(wait=False)
+
+    def _describe(self, sighting: Sighting) -> NewExposure:
+        return describe_exposure(sighting, self._now(), self._usd_per_gpu_second)
 
     def _record(self, sighting: Sighting, exposure: NewExposure) -> None:
         if sighting.error is not None or sighting.prepared is None or sighting.reply is None:

@@ -50,9 +50,7 @@ def _read_gpu(seen: Seen) -> float | None:
 
 
 def _read_cost(seen: Seen) -> float | None:
-    if not _is_answered(seen) or seen.upstream_microusd is None:
-        return None
-    return seen.upstream_microusd / 1e6
+    return _find(seen, "cost_usd") if _is_answered(seen) else None
 
 
 def _read_outside(seen: Seen) -> float | None:
@@ -115,7 +113,7 @@ _ALL = (
         usual_margin=0.25, unit="ms", is_relative=True, read=_read_gpu,
     ),
     Metric(
-        name="cost_usd", title="Paid upstream", kind="mean", better="lower", usual_margin=0.25,
+        name="cost_usd", title="Cost", kind="mean", better="lower", usual_margin=0.25,
         unit="USD", is_relative=True, read=_read_cost,
     ),
     Metric(
