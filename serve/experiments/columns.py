@@ -1,7 +1,9 @@
 """Exposures as columns: each metric is read once, and every slice is a mask."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,8 @@ from serve.store.exposures import Seen
 Mask = NDArray[np.bool_]
 MAX_VALUES = 12
 """Of one slice: the ones with most units."""
+MAX_TAGS = 8
+"""As many as one request may have: the ones that most exposures have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +78,22 @@ class Columns:
 
     def slices(self, with_tenants: bool) -> Iterator[tuple[str, str, Mask]]:
         """By what, which value of it, and the rows; the largest values of each."""
-        columns: dict[str, list[str]] = {"category": [one.category for one in self.seen]}
         if with_tenants:
-            columns = {"tenant": [one.tenant_id for one in self.seen], **columns}
-        for name in sorted({name for one in self.seen for name in one.tags}):
-            columns[f"tag {name}"] = [one.tags.get(name, "") for one in self.seen]
-        for by, words in columns.items():
-            column = np.array(words, dtype=object)
-            masks = {word: np.asarray(column == word) for word in dict.fromkeys(words) if word}
-            sizes = {word: len(np.unique(self.units[mask])) for word, mask in masks.items()}
-            largest = sorted(masks, key=lambda word: (-sizes[word], word))[:MAX_VALUES]
-            for word in largest:
-                if not masks[word].all():
-                    yield by, word, masks[word]
+            yield from self._slices_by("tenant", [one.tenant_id for one in self.seen])
+        yield from self._slices_by("category", [one.category for one in self.seen])
+        # Whoever asks names tags freely, each time others if it likes: only common ones are told.
+        counts = Counter(name for one in self.seen for name in one.tags)
+        for name in sorted(nsmallest(MAX_TAGS, counts, key=lambda name: (-counts[name], name))):
+            words = [one.tags.get(name, "") for one in self.seen]
+            yield from self._slices_by(f"tag {name}", words)
+
+    def _slices_by(self, by: str, words: Sequence[str]) -> Iterator[tuple[str, str, Mask]]:
+        names = list(dict.fromkeys(words))
+        codes, num_units = encode(words), int(self.units.max(initial=0)) + 1
+        # Not a mask each before it is known which are wanted: every row may have a word of its own.
+        sizes = np.bincount(np.unique(codes * num_units + self.units) // num_units)
+        ranked = ((-int(sizes[code]), word, code) for code, word in enumerate(names) if word)
+        for _, word, code in nsmallest(MAX_VALUES, ranked):
+            mask = np.asarray(codes == code)
+            if not mask.all():
+                yield by, word, mask
