@@ -107,6 +107,9 @@ def test_pairs_that_do_not_differ_say_so_and_those_that_do_are_found() -> None:
     assert bound_paired_shares(20, 0, 200, 0.05).floor > 0.01
     assert bound_paired_shares(20, 0, 200, 0.05).p_value < 0.001
     assert bound_paired_shares(9, 9, 200, 0.05).p_value == 1
+    # Five in a hundred worse is more than one in a hundred, whatever one that is better means.
+    assert bound_paired_shares(25, 1, 500, 0.001).floor > 0.003
+    assert bound_paired_shares(1, 25, 500, 0.001).ceiling < -0.003
     assert bound_paired_shares(0, 0, 0, 0.05) == NOTHING_KNOWN
 
 

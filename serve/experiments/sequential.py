@@ -241,16 +241,23 @@ def combine_errors(variances: Floats, counts: Floats) -> tuple[Floats, Floats, F
 
 def bound_paired_shares(worse: int, better: int, num_units: int, alpha: float) -> Bounds:
     """Bounds of the rate of units that only the second of a pair hit, less that of those that only
-    the first did: exact for each, alpha halved.
+    the first did: exact, however rare they are.
 
-    Source: as `bound_share`; the p-value is McNemar's test (Psychometrika 1947) on the units that
-        differ, with a Beta(1/2, 1/2) mixture in place of the binomial.
+    Source: as `bound_share_difference`, the two streams being which units are worse, and which of
+        those that are not are better; the p-value is McNemar's test (Psychometrika 1947) on the
+        units that differ, with a Beta(1/2, 1/2) mixture in place of the binomial.
     """
     if not num_units:
         return NOTHING_KNOWN
-    worse_low, worse_high = bound_share(worse, num_units, alpha / 2)
-    better_low, better_high = bound_share(better, num_units, alpha / 2)
-    low, high = worse_low - better_high, worse_high - better_low
+    limit = float(log_marginal(worse, num_units) + log_marginal(better, num_units - worse))
+    limit += math.log(alpha)
+    best = (worse - better) / num_units
+
+    def excess(difference: float) -> float:
+        return limit - _log_paired_profile(worse, better, num_units, difference)
+
+    low = find_root(excess, -1.0, best) if excess(-1.0) > 0 else -1.0
+    high = find_root(excess, 1.0, best) if excess(1.0) > 0 else 1.0
     log_e = float(betaln(0.5 + worse, 0.5 + better) - betaln(0.5, 0.5))
     log_e += (worse + better) * math.log(2)
     return Bounds(low, high, low, high, min(1.0, math.exp(-log_e)) if log_e > 0 else 1.0)
@@ -278,6 +285,20 @@ def _log_profile(control: tuple[int, int], challenger: tuple[int, int], differen
     other = min(1.0, max(0.0, rate + difference))
     likelihood = _log_likelihood(hits_0, units_0, rate) + _log_likelihood(hits_1, units_1, other)
     return float(likelihood)
+
+
+def _log_paired_profile(worse: int, better: int, num_units: int, difference: float) -> float:
+    """The highest log likelihood of any three rates, of worse, better and neither, of which the
+    first two have this difference."""
+    neither = num_units - worse - better
+
+    def slope(rate: float) -> float:
+        apart = _part(worse, rate + difference) + _part(better, rate)
+        return apart - 2 * _part(neither, 1 - 2 * rate - difference)
+
+    rate = find_root(slope, max(0.0, -difference), (1 - difference) / 2)
+    rates = (max(0.0, rate + difference), rate, max(0.0, 1 - 2 * rate - difference))
+    return float(sum(xlogy((worse, better, neither), rates)))
 
 
 def _part(count: int, rate: float) -> float:
