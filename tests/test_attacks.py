@@ -184,6 +184,23 @@ def test_json_beside_pictures_is_refused_before_it_is_taken_apart(
     assert problem.detail == "body: far more fields than there are"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/outcomes", b'{"outcomes":[' + b"1," * 500_000 + b"1]}"),
+        ("/v1/outcomes", b"{" + b",".join(b'"k%d":1' % at for at in range(90_000)) + b"}"),
+        ("/v1/batches", b'{"expert":"top","products":[' + b"1," * 2_000_000 + b"1]}"),
+    ],
+    ids=["outcomes", "fields", "batch"],
+)
+def test_a_text_with_more_fields_than_any_is_not_told_of_each(
+    http: TestClient, mine: dict[str, str], path: str, body: bytes
+) -> None:
+    """That took 12 s for 1 MiB, in which a router did nothing else."""
+    problem = refused(http.post(path, headers={**mine, **JSON}, content=body), 400)
+    assert problem.detail == "body: far more fields than there are"
+
+
 def test_a_refusal_is_short_however_much_is_wrong(http: TestClient, mine: dict[str, str]) -> None:
     body = {f"{number}{'x' * 1000}": 1 for number in range(500)}
     answer = http.post("/v1/erasures", headers=mine, json=body)
