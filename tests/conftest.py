@@ -14,6 +14,7 @@ from tests.stores import (  # noqa: F401
     database,
     empty_url,
     postgres_url,
+    sqlite_template,
     store_url,
 )
 from tests.up import up  # noqa: F401

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from fastapi import FastAPI
 
 from deployments.bundle import Bundle, load_family
 from deployments.expert import ExpertReplica
-from deployments.options import group_experts
+from deployments.options import ExpertGroup, group_experts
 from deployments.segmenters.base import Segmenter, SegmenterPlan
 from deployments.segmenters.registry import create_segmenter
 from serve.api.app import build_api
@@ -31,7 +32,7 @@ from serve.jobs.windows import plan_windows
 from serve.jobs.work import JobWork, build_forget
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
 from serve.permits import build_gate
-from serve.pipeline import ExpertFollower, OnStep, Pipeline
+from serve.pipeline import OnStep, Pipeline
 from serve.shadows import open_shadows
 from tests.loopback_web import refusing_fetcher
 from tests.tenants import KeyAdded, open_local_services
@@ -46,6 +47,43 @@ def load_segmenters(bundles: Iterable[Bundle]) -> dict[str, Segmenter]:
             segmenter.load()
             segmenters[bundle.masker.id] = segmenter
     return segmenters
+
+
+class Replicas:
+    """The experts of a family, each loaded when it is first asked: most tests ask one of them."""
+
+    def __init__(self, groups: Iterable[ExpertGroup]):
+        self._groups = {bundle.version: group for group in groups for bundle in group.bundles}
+        self._loaded: dict[str, ExpertReplica] = {}
+        self._loading = threading.Lock()
+
+    async def generate(self, request: ExpertRequest) -> ExpertReply:
+        return await (await self._find(request.version)).generate(request)
+
+    async def follow(self, request: ExpertRequest, on_step: OnStep) -> ExpertReply:
+        replica = await self._find(request.version)
+        async for told in replica.generate_steps(request):
+            if isinstance(told, ExpertReply):
+                return told
+            on_step(*told)
+        raise AssertionError("a stream without a reply")
+
+    async def forget(self) -> None:
+        for replica in self._loaded.values():
+            await replica.forget()
+
+    async def _find(self, version: str) -> ExpertReplica:
+        group = self._groups[version]
+        if replica := self._loaded.get(group.name):
+            return replica
+        return await asyncio.to_thread(self._load, group)
+
+    def _load(self, group: ExpertGroup) -> ExpertReplica:
+        with self._loading:
+            if group.name not in self._loaded:
+                plan = ReplicaPlan(name=group.name)
+                self._loaded[group.name] = ExpertReplica(group.bundles, plan)
+            return self._loaded[group.name]
 
 
 def build_local_api(
@@ -73,10 +111,7 @@ def build_local_api(
         family = family.model_copy(update={"router": router})
     catalog = Catalog(family, bundles)
     segmenters = load_segmenters(bundles.values())
-    replicas: dict[str, ExpertReplica] = {}
-    for group in group_experts(family, bundles):
-        replica = ExpertReplica(group.bundles, ReplicaPlan(name=group.name))
-        replicas.update({bundle.version: replica for bundle in group.bundles})
+    replicas = Replicas(group_experts(family, bundles))
 
     # One at a time, as in a replica: OpenCV's cascades are not to be shared.
     segmenting = ThreadPoolExecutor(1)
@@ -92,8 +127,7 @@ def build_local_api(
     async def forget(content_hashes: Collection[str]) -> None:
         for segmenter in segmenters.values():
             segmenter.forget(content_hashes)
-        for replica in set(replicas.values()):
-            await replica.forget()
+        await replicas.forget()
 
     async def read_states() -> Mapping[str, State]:
         return {version: "ready" for version in bundles}
@@ -106,7 +140,7 @@ def build_local_api(
     folder = tempfile.TemporaryDirectory(prefix="sm4ll-api-")
     services, settings = open_local_services(Path(folder.name))
     services.recorder.use_price(family.pricing.usd_per_gpu_second)
-    experts = {version: replica.generate for version, replica in replicas.items()}
+    experts = {version: replicas.generate for version in bundles}
     shadows = open_shadows(
         catalog=catalog,
         segment=segment,
@@ -122,7 +156,7 @@ def build_local_api(
         gate=gate,
         threads=ThreadPoolExecutor(2),
         limits=limits,
-        followers={version: follow_locally(replica) for version, replica in replicas.items()},
+        followers={version: replicas.follow for version in bundles},
         witness=Witnesses(services.recorder, shadows),
     )
     fetch = fetch or refusing_fetcher()
@@ -166,17 +200,6 @@ def build_local_api(
     if is_key_added:
         api.add_middleware(KeyAdded)
     return api
-
-
-def follow_locally(replica: ExpertReplica) -> ExpertFollower:
-    async def follow(request: ExpertRequest, on_step: OnStep) -> ExpertReply:
-        async for told in replica.generate_steps(request):
-            if isinstance(told, ExpertReply):
-                return told
-            on_step(*told)
-        raise AssertionError("a stream without a reply")
-
-    return follow
 
 
 def run_jobs_with(api: FastAPI, runner: Runner, config: JobsConfig) -> None:

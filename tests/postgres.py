@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,6 +19,8 @@ from serve.store.schema import upgrade
 INSTALLED = Path("/usr/lib/postgresql")
 OWNER = "postgres"
 TEMPLATE = "migrated"
+MEMORY = Path("/dev/shm")
+ROOM_BYTES = 1 << 30
 
 
 class PostgresServer:
@@ -46,6 +49,16 @@ class PostgresServer:
         name = f"t{uuid4().hex}"
         asyncio.run(self._execute(f"CREATE DATABASE {name} TEMPLATE {template}"))
         return self.url(name)
+
+    @contextmanager
+    def lent_database(self, template: str = "template1") -> Iterator[str]:
+        """The same for one test: what hundreds leave behind would fill the folder."""
+        url = self.create_database(template)
+        try:
+            yield url
+        finally:
+            name = url.rpartition("/")[2]
+            asyncio.run(self._execute(f"DROP DATABASE {name} WITH (FORCE)"))
 
     def create_template(self) -> None:
         asyncio.run(self._execute(f"CREATE DATABASE {TEMPLATE}"))
@@ -79,12 +92,20 @@ def find_binaries() -> Path:
     return max(found, key=lambda path: float(path.parent.name))
 
 
+def find_memory() -> Path | None:
+    """The folder that is memory, where it has room: databases come and go several times as fast."""
+    has_room = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM_BYTES
+    return MEMORY if has_room else None
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """The server of this run, with one database that has the schema, to be copied."""
     binaries = find_binaries()
     # Not pytest's own folder: Debian's user may not enter that of root.
-    with tempfile.TemporaryDirectory(prefix="sm4ll-pg-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="sm4ll-pg-", dir=find_memory(), ignore_cleanup_errors=True
+    ) as folder:
         server = PostgresServer(binaries, Path(folder))
         server.start()
         try:

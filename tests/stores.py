@@ -1,7 +1,8 @@
 """Databases for tests: every test that asks for one runs on SQLite and on a real PostgreSQL."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,30 +36,42 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Migrated once per test run: copying a file is faster."""
+    file = tmp_path_factory.mktemp("template") / "sm4ll.db"
+    asyncio.run(upgrade(f"sqlite:///{file}"))
+    return file
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
-def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A database without a table."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'sm4ll.db'}"
+        yield f"sqlite:///{tmp_path / 'sm4ll.db'}"
+        return
     server: PostgresServer = request.getfixturevalue("postgres")
-    return server.create_database()
+    with server.lent_database() as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A database with the schema and no row."""
     if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'sm4ll.db'}"
-        asyncio.run(upgrade(url))
-        return url
+        template: Path = request.getfixturevalue("sqlite_template")
+        yield f"sqlite:///{shutil.copy(template, tmp_path)}"
+        return
     server: PostgresServer = request.getfixturevalue("postgres")
-    return server.create_database(TEMPLATE)
+    with server.lent_database(TEMPLATE) as url:
+        yield url
 
 
 @pytest.fixture
-def postgres_url(postgres: PostgresServer) -> str:
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
     """The same, for what only PostgreSQL does."""
-    return postgres.create_database(TEMPLATE)
+    with postgres.lent_database(TEMPLATE) as url:
+        yield url
 
 
 @pytest.fixture

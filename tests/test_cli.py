@@ -1,4 +1,4 @@
-"""The command line as a person uses it: every command in its own process."""
+"""The command line as a person uses it: what is run, in a process of its own."""
 
 import os
 import re
@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from serve.cli import app
 from serve.client import ApiError, Client
 from serve.demo.cases import demo_cases
 from serve.settings import free_port
@@ -62,8 +64,8 @@ COMMANDS = (
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
-    answer = sm4ll(*command.split(), "--help")
-    assert answer.returncode == 0
+    answer = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert answer.exit_code == 0
     assert len(answer.stdout.splitlines()) > 3
 
 
