@@ -12,8 +12,12 @@ from typer.testing import CliRunner, Result
 from serve.cli import app
 from serve.client import Client
 from serve.commands import rollouts
+from serve.designs import RolloutPlan
+from serve.errors import Conflict
 from serve.experiments.controller import RolloutController
+from serve.experiments.defaults import Defaults
 from serve.experiments.rollout import READY, Readiness
+from serve.experiments.steering import Steering
 from tests.fakes import build_local_api
 from tests.pictures import box_mask, encoded, photo
 from tests.tenants import LOCAL_TOKEN, add_key_to, bearer
@@ -87,6 +91,30 @@ def try_on(http: TestClient, unit: str) -> tuple[str, str]:
     answer = http.post("/v1/tryon", data=fields, files=FILES)
     assert answer.status_code == 200, answer.text
     return answer.headers["sm4ll-version"], answer.headers["sm4ll-arm"]
+
+
+def test_none_begins_against_a_default_that_was_changed_a_moment_ago(
+    api: FastAPI, http: TestClient
+) -> None:
+    """It would move everybody back to the old one: by another router, or between look and begin."""
+    assert http.get("/v1/experts").status_code == 200  # this router knows the defaults
+    database = api.state.services.database
+
+    async def change() -> None:
+        await Defaults(database).set("another", "top", "top@passthrough", "top@noop")
+
+    async def begin() -> None:
+        plan = RolloutPlan.model_validate({**PLAN, "against": "top@noop"})
+        await Steering(database).begin("admin", "local", plan)
+
+    assert http.portal is not None
+    http.portal.call(change)
+    try:
+        assert http.post(ROLLOUTS, json=PLAN).status_code == 409
+        with pytest.raises(Conflict, match="changed just now"):
+            http.portal.call(begin)
+    finally:
+        assert http.delete("/v1/experts/top/default").status_code == 200
 
 
 def test_a_version_becomes_the_default_of_real_requests(api: FastAPI, http: TestClient) -> None:

@@ -87,10 +87,16 @@ def _add_beginning(
         worse, back within 10 seconds of knowing that something is."""
         if plan.webhook_url is not None:
             check_webhook_url(plan.webhook_url, webhooks)
-        await book.fresh()
+        await book.renew()  # another router may have changed the default a second ago
+        seen_default = (await book.fresh()).defaults.get(plan.expert)
         settled = _settle(catalog, plan)
-        rollout_id = repeatable_id(request, "rol")
-        rollout = await steering.begin(caller.key_id, caller.tenant_id, settled, rollout_id)
+        rollout = await steering.begin(
+            caller.key_id,
+            caller.tenant_id,
+            settled,
+            repeatable_id(request, "rol"),
+            seen_default=seen_default,
+        )
         card = describe_rollout(rollout).model_dump(mode="json")
         return JSONResponse(card, 201, {"Location": f"/v1/rollouts/{rollout.id}"})
 

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from datetime import datetime
 
+from serve.config import VersionId
 from serve.designs import RolloutPlan
 from serve.errors import Conflict
 from serve.experiments.moves import Move, create_rollout
 from serve.store.audit import lock_audit
 from serve.store.columns import utc_now
+from serve.store.defaults import find_default
 from serve.store.engine import Database, Session
 from serve.store.experiment_tables import ExperimentState
 from serve.store.experiments import lock_experiment
@@ -24,22 +26,36 @@ class Steering:
         self._now = now
 
     async def begin(
-        self, actor: str, tenant_id: str, plan: RolloutPlan, rollout_id: str | None = None
+        self,
+        actor: str,
+        tenant_id: str,
+        plan: RolloutPlan,
+        rollout_id: str | None = None,
+        *,
+        seen_default: VersionId | None = None,
     ) -> Rollout:
         """
         Args:
             tenant_id: whose webhook secret signs what is told.
             plan: with the version that it is against.
             rollout_id: the one that is there with this id is the one that was asked for.
+            seen_default: what somebody had made the default when the plan was settled, if anybody.
 
         Raises:
-            Conflict: a rollout or an experiment decides about this expert already.
+            Conflict: a rollout or an experiment decides about this expert already, or the default
+                is another since.
         """
         async with self._database.transaction() as session:
             await lock_audit(session)  # or two could begin at once
             if rollout_id is not None and (made := await session.get(Rollout, rollout_id)):
                 return made
             await refuse_if_taken(session, plan.expert)
+            default = await find_default(session, plan.expert)
+            if (default and default.version) != seen_default:
+                raise Conflict(
+                    f"the default of {plan.expert} was changed just now",
+                    remedy="look whether it still is what you want, and ask again",
+                )
             return await create_rollout(
                 session,
                 plan,
