@@ -215,9 +215,35 @@ def test_pairs_are_the_callers_own_and_the_most_different_first() -> None:
     assert (others.pairs, len(own)) == ((), MAX_PAIRS)
 
 
+def test_pairs_that_are_equal_are_none_and_the_same_again_is_one() -> None:
+    again = build_report(question(), [*pairs_of(2), *pairs_of(2)])
+    assert [one.challenger_value for one in again.pairs] == [3.1]
+    equal = build_report(question(), pairs_of(1))
+    assert (equal.pairs, len(equal.shadows) > 0) == ((), True)
+    assert "No pair of your own" in render_report(equal, {})
+
+
+def test_page_begins_with_what_to_make_of_it_and_then_shows_pictures() -> None:
+    """Four who were asked themselves say nothing yet: shadows do."""
+    report = build_report(question(), [*seen_of(4, worse_by=4), *pairs_of(40)])
+    assert report.headlines[0].decision == "worse"
+    page = render_report(report, {})
+    assert page.index("eye@2 is worse than eye@1") < page.index("Most different pairs")
+    assert page.index("Most different pairs") < page.index("<h2>Metrics")
+    assert "Keep eye@1; sm4ll experiments end tint" in page
+    seen = [*seen_of(400, worse_by=0), *pairs_of(40)]
+    seen += [failed(arm="challenger", unit=f"f{at}") for at in range(80)]
+    mixed = render_report(build_report(question(), seen), {})
+    assert "On the same requests (shadows): worse by" in mixed
+    assert "Worse in other things: Errors." in mixed
+    ended = render_report(build_report(question(state="ended"), seen), {})
+    assert "Next:" not in ended
+
+
 def test_nothing_seen_is_a_report_and_a_page() -> None:
     report = build_report(question(), [])
     assert report.headlines[0].decision == "no_data"
+    assert report.split.words == "nobody was seen yet"
     assert "Nothing has been measured yet" in render_report(report, {})
 
 
@@ -267,7 +293,11 @@ def test_table_names_the_decision_and_stars_what_decides() -> None:
     console = Console(width=140, record=True, file=open("/dev/null", "w"))
     console.print(draw_results(report, report.metrics))
     shown = console.export_text()
-    assert "Colour of the product *" in shown
+    assert "Colour of the product *, ΔE00" in shown
+    narrow = Console(width=80, record=True, file=open("/dev/null", "w"))
+    narrow.print(draw_results(report, report.metrics, 80))
+    assert "…" not in (shown := narrow.export_text())
+    assert "worse" in next(line for line in shown.splitlines() if "Colour" in line)
     assert "worse" in shown
 
 
@@ -315,7 +345,7 @@ def tokens(api: FastAPI, http: TestClient) -> dict[str, str]:
                 tenant_id=tenant, id=f"tr_{at}", is_shadow=is_shadow, experiment_id="top-2",
                 revision=1, arm="challenger" if is_shadow else "control", version="top@noop",
                 unit=f"{tenant}{at}", request_id=f"r{at}", latency_ms=10.0,
-                metrics={"colour": 3.0 + is_shadow}, at=now,
+                metrics={"colour": 3.0 + is_shadow * (at + 1)}, at=now,
                 pictures={"live": asset.id, "shadow": asset.id} if is_shadow else None,
             )
             for tenant, asset in ((LOCAL_TENANT, kept[0]), ("acme", kept[1]))
@@ -393,7 +423,8 @@ def test_command_prints_the_decision_and_writes_the_page(
     monkeypatch.setattr(command, "connect", connect)
     words = ["experiments", "report", "top-2", "--output", str(tmp_path)]
     said = CliRunner().invoke(app, words, catch_exceptions=False).output
-    assert "no difference shown yet: top@passthrough against top@noop, colour" in said
+    assert "top@passthrough or top@noop: no difference shown yet" in said
+    assert "top@passthrough against top@noop, colour of the product: too few units" in said
     assert "The split is the one that was asked for" in said
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/webp") == 6

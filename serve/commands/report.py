@@ -15,10 +15,17 @@ from serve.commands.experiments import ExperimentId
 from serve.experiments.analysis import tell_effect, tell_value
 from serve.experiments.metrics import METRICS
 from serve.imaging.limits import ImageLimits
-from serve.reporting.page import WORDS, draw_plots, render_report
+from serve.reporting.page import draw_plots, render_report
 from serve.reporting.thumbnails import make_thumbnail
+from serve.reporting.verdicts import find_shadow, find_worse, tell_next, tell_title
 from serve.schemas.reports import ArmResult, Decision, MetricResult, Report
 
+WIDE = 100
+"""Columns of a terminal from which on tables say what they are made of."""
+SHORT: dict[Decision, str] = {
+    "better": "better", "worse": "worse", "equal": "equal", "not_worse": "not worse",
+    "unknown": "open", "no_data": "-",
+}  # fmt: skip
 COLOURS: dict[Decision, str] = {
     "better": "green", "equal": "green", "not_worse": "green", "worse": "red",
 }  # fmt: skip
@@ -49,55 +56,78 @@ def report(
 def say_report(found: Report) -> None:
     """Tables of arms and of pairs, and the decision last: where the eye is."""
     if found.metrics:
-        out.print(draw_results(found, found.metrics))
+        out.print(draw_results(found, found.metrics, out.width))
     if found.shadows:
-        out.print("Shadows, the same inputs and seed on both:")
-        out.print(draw_results(found, found.shadows))
+        number = max(one.control.exposures for one in found.shadows)
+        out.print(f"Shadows, the same inputs and seed on both, {number} pairs:", highlight=False)
+        out.print(draw_results(found, found.shadows, out.width))
+    if found.metrics or found.shadows:
+        out.print("Above 0 is worse. equal: within the margin; open: no difference shown yet.")
     for note in found.notes:
         out.print(f"Note: {note}", markup=False, highlight=False)
     words = found.split.words
     out.print(f"{words[0].upper()}{words[1:]}.", markup=False, highlight=False)
     for one in found.headlines:
-        colour = COLOURS.get(one.decision, "yellow")
-        out.print(f"[bold {colour}]{WORDS[one.decision]}[/]: {escape(one.words)}", highlight=False)
+        colour = "yellow" if found.split.is_mismatch else COLOURS.get(one.decision, "yellow")
+        out.print(f"[bold {colour}]{escape(tell_title(found, one))}[/]", highlight=False)
+        lines = [one.words]
+        shadow = find_shadow(found, one)
+        if shadow is not None:
+            lines.append(f"On the same requests (shadows): {shadow.words}.")
+        worse = find_worse(found, one)
+        if worse:
+            lines.append(f"Worse in other things: {', '.join(worse)}.")
+        following = tell_next(found, one)
+        if following:
+            lines.append(f"Next: {following}")
+        for line in lines:
+            out.print(f"  {line}", markup=False, highlight=False)
 
 
-def draw_results(found: Report, results: tuple[MetricResult, ...]) -> Table:
-    """One row a metric; a star at the one that decides."""
+def draw_results(found: Report, results: tuple[MetricResult, ...], width: int = WIDE) -> Table:
+    """One row a metric; a star at the one that decides. On 80 columns all of it is readable."""
+    is_wide, has_several = width >= WIDE, len(found.arms) > 2
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("metric", no_wrap=True)
-    has_several = len(found.arms) > 2
+    table.add_column("metric")
     if has_several:
         table.add_column("challenger")
-    for heading in ("control", "challenger", "towards worse", "interval", "units"):
+    for heading in ("control", "challenger", "worse by", "between"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("decision")
+    if is_wide:
+        table.add_column("units", justify="right", no_wrap=True)
+    table.add_column("decision", no_wrap=True)
     for one in results:
         metric = METRICS[one.metric]
+        unit = "%" if metric.kind == "share" else metric.unit
         name = f"{one.title}{' *' if one.metric == found.primary else ''}"
-        effect = "-" if one.effect is None else tell_effect(metric, one.effect)
-        decision = f"[{COLOURS.get(one.decision, 'default')}]{WORDS[one.decision]}[/]"
+        effect = "-" if one.effect is None else _bare(tell_effect(metric, one.effect))
         table.add_row(
-            name,
+            f"{name}{f', {unit}' if unit else ''}",
             *((escape(one.challenger.arm),) if has_several else ()),
             _mean(one, one.control),
             _mean(one, one.challenger),
-            effect,
+            f"{effect} %" if metric.is_relative and one.effect is not None else effect,
             _interval(one),
-            f"{one.control.units} / {one.challenger.units}",
-            decision,
+            *((f"{one.control.units} / {one.challenger.units}",) if is_wide else ()),
+            f"[{COLOURS.get(one.decision, 'default')}]{SHORT[one.decision]}[/]",
         )
     return table
 
 
+def _bare(text: str) -> str:
+    """Without its unit, which stands beside the metric."""
+    return text.split(" ")[0]
+
+
 def _mean(one: MetricResult, arm: ArmResult) -> str:
-    return "-" if arm.mean is None else tell_value(METRICS[one.metric], arm.mean)
+    return "-" if arm.mean is None else _bare(tell_value(METRICS[one.metric], arm.mean))
 
 
 def _interval(one: MetricResult) -> str:
-    if one.low is None or one.high is None:
+    metric = METRICS[one.metric]
+    if one.low is None or one.high is None or metric.is_never:
         return "-"
-    low, high = (tell_effect(METRICS[one.metric], end).split(" ")[0] for end in (one.low, one.high))
+    low, high = (_bare(tell_effect(metric, end)) for end in (one.low, one.high))
     return f"{low} .. {high}"
 
 

@@ -219,8 +219,8 @@ def _headlines(
             words = f"{version}: the split of units is not the one that was asked for; no verdict."
             yield Headline(challenger=arm, decision="unknown", words=words)
             continue
-        # Pairs only before the challenger is asked itself: whoever picks the better of two
-        # answers is wrong twice as often.
+        # Pairs only while too few were asked themselves, whatever these say: whoever picks the
+        # better of two answers is wrong twice as often.
         found = [
             one
             for one in (*metrics, *shadows)
@@ -228,7 +228,7 @@ def _headlines(
             and one.metric == design.primary
             and one.decision != "no_data"
         ]
-        best = found[0] if found else None
+        best = next((one for one in found if one.low is not None), found[0] if found else None)
         if best is None:
             title = METRICS[design.primary].title
             words = f"{version}: nothing measured yet of its primary metric ({title.lower()})."
@@ -297,15 +297,21 @@ def _follow(question: Question, columns: Columns) -> Iterator[Series]:
 def _most_different(
     question: Question, pairs: Mapping[str, Sequence[Pair]]
 ) -> Iterator[DifferentPair]:
-    """The caller's own, those with pictures before the others."""
-    found = []
+    """The caller's own that differ, those with pictures before the others; who asks for the same
+    again gets the same, which is shown once."""
+    found: dict[tuple[str, str, float, float], tuple[bool, float, str, str, MetricName, Pair]] = {}
     for arm, of_arm in pairs.items():
         for pair in of_arm:
             measured = _differ(pair) if pair.live.tenant_id == question.caller_tenant else None
-            if measured is not None:
-                has_pictures = bool(pair.shadow.pictures)
-                found.append((not has_pictures, -measured[0], pair.live.id, arm, measured[1], pair))
-    for _, margins, _, arm, name, pair in nsmallest(MAX_PAIRS, found, key=itemgetter(0, 1, 2)):
+            if measured is None or measured[0] == 0:
+                continue
+            margins, name = measured
+            same = (arm, name, pair.live.metrics[name], pair.shadow.metrics[name])
+            one = (not pair.shadow.pictures, -margins, pair.live.id, arm, name, pair)
+            if same not in found or one[:3] < found[same][:3]:
+                found[same] = one
+    first = nsmallest(MAX_PAIRS, found.values(), key=itemgetter(0, 1, 2))
+    for _, margins, _, arm, name, pair in first:
         yield DifferentPair(
             exposure=pair.live.id,
             challenger=arm,

@@ -40,6 +40,8 @@ class SplitCheck:
 
     def words(self) -> str:
         """In one line, for a person."""
+        if not any(self.found.values()):
+            return "nobody was seen yet"
         pairs = ", ".join(
             f"{arm} {self.found.get(arm, 0):,} units of {expected:,.0f}"
             for arm, expected in self.expected.items()

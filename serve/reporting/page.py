@@ -1,6 +1,6 @@
 """The report as one HTML file: nothing in it comes from elsewhere."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -8,29 +8,26 @@ from pathlib import Path
 from serve.experiments.analysis import tell_effect, tell_value
 from serve.experiments.metrics import METRICS
 from serve.reporting.canvas import ARMS
+from serve.reporting.pairs import show_pairs
 from serve.reporting.plots import draw_effects, draw_series, draw_split
 from serve.reporting.thumbnails import Thumbnails
+from serve.reporting.verdicts import (
+    KINDS,
+    WORDS,
+    find_shadow,
+    find_worse,
+    tell_next,
+    tell_title,
+)
 from serve.schemas.reports import (
     ArmResult,
     Decision,
-    DifferentPair,
+    Headline,
     MetricResult,
     Report,
-    SliceResult,
 )
 
 _STYLE = Path(__file__).with_suffix(".css")
-WORDS: Mapping[Decision, str] = {
-    "better": "better",
-    "worse": "worse",
-    "equal": "equal within margin",
-    "not_worse": "not worse than margin",
-    "unknown": "no difference shown yet",
-    "no_data": "nothing measured",
-}
-KINDS: Mapping[Decision, str] = {
-    "better": "good", "equal": "good", "not_worse": "good", "worse": "bad",
-}  # fmt: skip
 MAX_SLICES = 40
 
 
@@ -69,7 +66,7 @@ def render_report(report: Report, thumbnails: Thumbnails) -> str:
         thumbnails: of the pictures that its pairs name; those that are absent are said to be gone.
     """
     plots = draw_plots(report)
-    body = _header(report) + _verdicts(report)
+    body = _header(report) + _verdicts(report) + show_pairs(report, thumbnails)
     body += _metrics("Metrics", report, report.metrics, _named(plots, "effects-"))
     body += _figures(_named(plots, "time-"))
     body += f"<h2>Who got what</h2>\n<p>{escape(_sentence(report.split.words))}</p>\n"
@@ -79,7 +76,7 @@ def render_report(report: Report, thumbnails: Thumbnails) -> str:
             "Shadows: the same inputs and seed on both", report, report.shadows,
             _named(plots, "shadows-"),
         )  # fmt: skip
-    body += _slices(report) + _pairs(report, thumbnails) + _footer(report)
+    body += _slices(report) + _footer(report)
     title = escape(f"{report.title or report.experiment}: report")
     style = _STYLE.read_text(encoding="utf-8")
     return (
@@ -136,12 +133,24 @@ def _verdicts(report: Report) -> str:
     if report.split.is_mismatch:
         words = "Exposures are missing or doubled: nothing below can be relied on."
         body += f'<p class="note bad">{escape(_sentence(report.split.words))} {words}</p>\n'
-    for one in report.headlines:
-        kind = KINDS.get(one.decision, "")
-        body += (
-            f'<div class="verdict {kind}">{_badge(one.decision)}<p>{escape(one.words)}</p></div>\n'
-        )
+    body += "".join(_verdict(report, one) for one in report.headlines)
     return body + "".join(f'<p class="note">{escape(note)}</p>\n' for note in report.notes)
+
+
+def _verdict(report: Report, one: Headline) -> str:
+    kind = "" if report.split.is_mismatch else KINDS.get(one.decision, "")
+    lines = [f"<h2>{escape(tell_title(report, one))}</h2>", f"<p>{escape(one.words)}</p>"]
+    shadow = find_shadow(report, one)
+    if shadow is not None:
+        told = escape(f"On the same requests (shadows): {shadow.words}.")
+        lines.append(f"<p>{_badge(shadow.decision)} {told}</p>")
+    worse = find_worse(report, one)
+    if worse:
+        lines.append(f'<p class="but">Worse in other things: {escape(", ".join(worse))}.</p>')
+    following = tell_next(report, one)
+    if following:
+        lines.append(f'<p class="soft">Next: {escape(following)}</p>')
+    return f'<section class="verdict {kind}">{"".join(lines)}</section>\n'
 
 
 def _metrics(
@@ -156,15 +165,15 @@ def _metrics(
         rows.append(
             (
                 _head(_challenger(report, one) + one.title + primary),
+                f'<td title="{escape(one.words)}">{_badge(one.decision)}</td>',
                 _side(one, one.control),
                 _side(one, one.challenger),
                 _number(_effect(one)),
                 _number(_interval(one)),
                 _number(_chance(one.p_value)),
-                f'<td title="{escape(one.words)}">{_badge(one.decision)}</td>',
             )
         )
-    names = ("Metric", "#Control", "#Challenger", "#Towards worse", "#Interval", "#p", "Decision")
+    names = ("Metric", "Decision", "#Control", "#Challenger", "#Towards worse", "#Interval", "#p")
     return body + _figures(plots) + _table(names, rows, heading)
 
 
@@ -182,9 +191,9 @@ def _chance(p_value: float) -> str:
 
 
 def _interval(one: MetricResult) -> str:
-    if one.low is None or one.high is None:
-        return "–"
     metric = METRICS[one.metric]
+    if one.low is None or one.high is None or metric.is_never:
+        return "–"
     low, high = (tell_effect(metric, value).split(" ")[0] for value in (one.low, one.high))
     return f"{low} … {high}"
 
@@ -216,8 +225,8 @@ def _split_table(report: Report) -> str:
 
 
 def _slices(report: Report) -> str:
-    slices: Sequence[SliceResult] = report.slices
-    if not slices:
+    slices = [one for one in report.slices if one.result.low is not None]
+    if not report.slices:
         return ""
     rows = []
     for one in slices[:MAX_SLICES]:
@@ -226,64 +235,21 @@ def _slices(report: Report) -> str:
             (
                 _head(f"{one.by} {one.value}"),
                 _cell(_challenger(report, result) + result.title),
+                f"<td>{_badge(one.decision)}</td>",
                 _number(f"{result.control.units:,} / {result.challenger.units:,}"),
                 _number(_effect(result)),
                 _number(_interval(result)),
                 _number(_chance(one.adjusted_p)),
-                f"<td>{_badge(one.decision)}</td>",
             )
         )
-    names = ("Slice", "Metric", "#Units", "#Towards worse", "#Interval", "#p", "Decision")
+    names = ("Slice", "Metric", "Decision", "#Units", "#Towards worse", "#Interval", "#p")
     more = f" The {MAX_SLICES} clearest of {len(slices)}." if len(slices) > MAX_SLICES else ""
+    if len(slices) < len(report.slices):
+        more += f" {len(report.slices) - len(slices)} have too few units yet."
     return (
         '<h2>Slices</h2>\n<p class="soft">p is corrected for all slices and metrics together; '
-        f"the interval is each slice's own.{more}</p>\n{_table(names, rows, 'Slices')}"
-    )
-
-
-def _pairs(report: Report, thumbnails: Thumbnails) -> str:
-    if not report.pairs:
-        return ""
-    return (
-        '<h2>Most different pairs</h2>\n<p class="soft">The same inputs and seed on both; the '
-        "pictures are the part that the experts were given.</p>\n"
-        + "".join(_pair(report, pair, thumbnails) for pair in report.pairs)
-    )
-
-
-def _pair(report: Report, pair: DifferentPair, thumbnails: Thumbnails) -> str:
-    metric = METRICS[pair.metric]
-    facts = (
-        f"{metric.title}: {report.control} {tell_value(metric, pair.control_value)}, "
-        f"{pair.challenger} {tell_value(metric, pair.challenger_value)} "
-        f"({pair.margins:.1f} margins apart), {pair.at:%Y-%m-%d %H:%M} UTC"
-    )
-    figures = ""
-    if pair.pictures is not None:
-        kept = pair.pictures
-        figures = "".join(
-            _figure(caption, asset and thumbnails.get(asset))
-            for caption, asset in (
-                ("Product", kept.product),
-                ("Before", kept.before),
-                (report.control, kept.control),
-                (pair.challenger, kept.challenger),
-            )
-        )
-    row = f'<div class="row">{figures}</div>' if figures else ""
-    return (
-        f'<section class="pair"><h3><code>{escape(pair.exposure)}</code></h3>'
-        f'<p class="soft">{escape(facts)}</p>{row}</section>\n'
-    )
-
-
-def _figure(caption: str, source: str | None) -> str:
-    shown = "not kept any longer"
-    if source:
-        shown = f'<img src="{escape(source)}" alt="{escape(caption)}">'
-    return (
-        f'<figure><div class="frame">{shown}</div><figcaption>{escape(caption)}</figcaption>'
-        "</figure>"
+        f"the interval is each slice's own.{more}</p>\n"
+        f"{_table(names, rows, 'Slices') if rows else ''}"
     )
 
 
@@ -294,7 +260,8 @@ def _footer(report: Report) -> str:
         f"hold at every look at once, with a confidence of {confidence}: this page may be read "
         "every minute, and an experiment may be stopped because of what it says. Units are "
         "counted, not requests; a share is of units that had it at least once. Equal within "
-        "margin: the whole interval lies within it. ★ is the metric that decides.</p>"
+        "margin: the whole interval lies within it. ★ is the metric that decides. ΔE00 (CIEDE2000) "
+        "says how far apart two colours are: 1 can just be seen side by side.</p>"
         f"<p>Made {report.generated_at:%Y-%m-%d %H:%M:%S} UTC.</p></footer>\n"
     )
 
