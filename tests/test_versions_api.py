@@ -35,6 +35,10 @@ BUNDLE: dict[str, Any] = {
 }
 
 
+def hosted(base_url: str) -> dict[str, Any]:
+    return {"kind": "hosted", "provider": {"api": "fashn", "base_url": base_url}}
+
+
 @pytest.fixture(scope="module")
 def api() -> FastAPI:
     return build_local_api(FAMILY)
@@ -97,6 +101,10 @@ def test_a_version_is_wished_for_listed_and_taken_away(api: FastAPI, http: TestC
         ({"deployed": {"shared": "klein"}}, "deployed.shared"),
         ({"deployed": {"replicas": 2}}, "deployed.replicas"),
         ({"home": "experts"}, "home"),
+        (
+            {"bundle": {**BUNDLE, "backend": hosted("http://169.254.169.254")}},
+            "bundle.backend.provider.base_url",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_by_its_field(
@@ -117,6 +125,7 @@ def test_what_does_not_fit_is_refused_by_its_field(
         ({**BUNDLE, "expert": ["top"], "name": {"a": 1}}, 400),
         ({**BUNDLE, "guidance": 1e999}, 400),
         ({**BUNDLE, "name": "noop"}, 409),
+        ({**BUNDLE, "name": "api", "backend": hosted("https://api.fashn.ai")}, 202),
     ],
 )
 def test_no_bundle_is_a_failure_of_ours(

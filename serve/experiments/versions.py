@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from deployments.bundle import Bundle
+from deployments.recipes import HostedConfig
 from deployments.sources import ModelSource
 from serve.config import Config, DeployedVersion, VersionId
 from serve.errors import Conflict, InvalidRequest
@@ -86,6 +87,7 @@ def check_wish(wish: Wish) -> None:
             "a version that is added has replicas of its own",
             "leave it out; versions that share replicas are listed in the family file",
         )
+    _require_own_address(wish.bundle)
     if wish.home and not PurePosixPath(wish.home).is_absolute():
         raise _invalid("home", "must be an absolute path", "a folder on the cluster's machines")
     if not wish.home:
@@ -96,6 +98,21 @@ def check_wish(wish: Wish) -> None:
                     f"{source.path} is relative, and there is no home that it starts from",
                     "say `home`, or an absolute path, or a hub repository",
                 )
+
+
+def _require_own_address(bundle: Bundle) -> None:
+    """The provider's key, which is the environment's, goes with every request: whoever may add
+    versions may not have it sent elsewhere, nor ask what only this network reaches."""
+    if not isinstance(bundle.backend, HostedConfig):
+        return
+    provider = bundle.backend.provider
+    own = type(provider).model_fields["base_url"].default
+    if provider.base_url != own:
+        raise _invalid(
+            "bundle.backend.provider.base_url",
+            f"a version that is added asks {own} itself, which the key is for",
+            "leave it out; another address is for the family file's bundles",
+        )
 
 
 def find_sources(config: BaseModel, place: str = "") -> Iterator[tuple[str, ModelSource]]:
