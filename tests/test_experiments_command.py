@@ -91,6 +91,11 @@ def test_weights_that_are_none_are_refused_before_anything_is_sent(pairs: list[s
         parse_weights(pairs)
 
 
+def test_weights_without_their_percent_signs_are_told_what_is_missing() -> None:
+    with pytest.raises(typer.BadParameter, match="write 75%, not 75"):
+        parse_weights(["control=75", "new=25"])
+
+
 def test_weights_are_read_as_they_are_written() -> None:
     assert parse_weights(["control=99.95%", "new=5"]) == {"control": 9_995, "new": 5}
     assert [percent(weight) for weight in (10_000, 1, 1_250)] == ["100%", "0.01%", "12.5%"]

@@ -254,6 +254,8 @@ def test_the_command_line_begins_watches_and_steers(
     shown = run("show", rollout_id).stdout
     assert "● shadow ── 2 % ── 100 %" in shown
     assert "(dry run)" in shown
+    assert "sm4ll experiments report rollout-top-" in shown
+    assert " of 7)" in shown
     assert "is ready: shadow" in run("decisions", rollout_id).stdout
     assert rollout_id in run("list").stdout
     assert "paused" in run("pause", rollout_id).stdout
@@ -261,6 +263,7 @@ def test_the_command_line_begins_watches_and_steers(
     followed = run("show", rollout_id, "--follow")
     assert followed.exit_code == 1
     assert "aborted" in followed.stdout
+    assert " of 7)" not in run("show", rollout_id).stdout
     wrong = run("start", "top@passthrough", "--stages", "0,2,100", "--approve-at", "3")
     assert wrong.exit_code == 2
     assert "no stage has 3 %" in wrong.output

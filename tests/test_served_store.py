@@ -174,8 +174,8 @@ async def test_what_requests_may_get_unasked_is_not_removed(
             )
     for why, end in (
         ("default of eye", "DELETE FROM expert_defaults"),
-        ("arm of 'closer'", "UPDATE experiments SET state = 'ended'"),
         ("rollout rol_1", "UPDATE rollouts SET finished_at = updated_at"),
+        ("arm of 'closer'", "UPDATE experiments SET state = 'ended'"),
         ("pinned", "DELETE FROM pins WHERE collection = 'autumn'"),
     ):
         with pytest.raises(Conflict, match=why):

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from serve.commands.connection import connect
-from serve.commands.console import Url, out
+from serve.commands.console import Url, err, out
 from serve.designs import BUCKETS, ExperimentDesign, WantedExperiment
 from serve.schemas.experiments import ExperimentCard, NewExperiment
 
@@ -78,7 +78,10 @@ def create(
     said = wanted.model_dump(mode="json", exclude_unset=True)
     new = NewExperiment.model_validate({**said, "start": start or wanted.start})
     with connect(url) as client:
-        _say(client.experiments.create(new))
+        card = client.experiments.create(new)
+    _say(card)
+    follows = "start" if card.status == "draft" else "report"
+    err.print(f"Next: sm4ll experiments {follows} {card.id}", markup=False, highlight=False)
 
 
 def start(experiment: ExperimentId, reason: Reason = "", url: Url = None) -> None:
@@ -191,7 +194,9 @@ def parse_weights(arms: list[str]) -> dict[str, int]:
         except (ValueError, OverflowError):
             raise typer.BadParameter(f"{pair}: write ARM=WEIGHT, new=1000 or new=10%") from None
     if sum(found.values()) != BUCKETS or min(found.values()) < 0:
-        raise typer.BadParameter(f"the weights add up to {percent(sum(found.values()))}, not 100%")
+        helps = "write 75%, not 75" if sum(found.values()) == 100 else "name every arm"
+        total = percent(sum(found.values()))
+        raise typer.BadParameter(f"the weights add up to {total}, not 100%; {helps}")
     return found
 
 

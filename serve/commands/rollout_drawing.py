@@ -14,20 +14,30 @@ PASSED, HERE, AHEAD = "━━", "●", "──"
 
 def draw_rollout(card: RolloutCard, decisions: Sequence[DecisionCard]) -> Table:
     picture = Table.grid(padding=(0, 0, 1, 0))
-    title = f"{card.version} against {card.against}: {card.status}"
+    title = f"{card.version} against {card.against}: {tell_status(card)}"
     picture.add_row(Text(f"{title}{' (dry run)' if card.dry_run else ''}"))
     picture.add_row(draw_stages(card))
-    wanted = "" if card.stage is None else f"/{card.plan.stages[card.stage].min_exposures}"
-    seen = card.numbers.get("exposures", 0)
-    words = f"{card.reason}   exposures {seen}{wanted}"
-    picture.add_row(Text(words))
+    picture.add_row(Text(f"{card.reason}{_tell_seen(card)}"))
     if card.waits_for_approval:
         picture.add_row(Text(f"approve: sm4ll rollouts approve {card.id}"))
     metrics = card.numbers.get("metrics") or {}
     if metrics:
         picture.add_row(_draw_metrics(metrics))
-    picture.add_row(Text("\n".join(map(tell_decision, decisions))))
+    picture.add_row(_draw_decisions(decisions))
+    picture.add_row(Text(f"Its pictures and numbers: sm4ll experiments report {card.experiment}"))
     return picture
+
+
+def tell_status(card: RolloutCard) -> str:
+    return card.status.replace("_", " ")
+
+
+def _tell_seen(card: RolloutCard) -> str:
+    """How far it is with what its stage waits for."""
+    if card.finished_at is not None or card.stage is None:
+        return ""
+    seen = card.numbers.get("exposures", 0)
+    return f" ({seen} of {card.plan.stages[card.stage].min_exposures})"
 
 
 def draw_stages(card: RolloutCard) -> Text:
@@ -49,9 +59,25 @@ def tell_stage(stage: Stage) -> str:
 
 
 def tell_decision(one: DecisionCard) -> str:
-    at = one.at.astimezone().strftime("%m-%d %H:%M:%S")
+    number, at, action, reason = _parts(one)
+    return f"{number:>3}  {at}  {action:<10}  {reason}"
+
+
+def _parts(one: DecisionCard) -> tuple[str, str, str, str]:
     action = f"would {one.action}" if one.dry_run else one.action
-    return f"{one.sequence:>3}  {at}  {action.replace('_', ' '):<10}  {one.reason}"
+    at = one.at.astimezone().strftime("%m-%d %H:%M:%S")
+    return str(one.sequence), at, action.replace("_", " "), one.reason
+
+
+def _draw_decisions(decisions: Sequence[DecisionCard]) -> Table:
+    """Long reasons stay in their column."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(3):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for one in decisions:
+        table.add_row(*map(Text, _parts(one)))
+    return table
 
 
 def _draw_metrics(metrics: dict[str, dict[str, float]]) -> Table:

@@ -16,13 +16,15 @@ from serve.client import Client
 from serve.commands.connection import connect
 from serve.commands.console import Url, err, out
 from serve.commands.patience import patiently
-from serve.commands.rollout_drawing import draw_rollout, tell_decision, tell_stage
+from serve.commands.rollout_drawing import draw_rollout, tell_decision, tell_stage, tell_status
 from serve.designs import BUCKETS, USUAL_STAGES, Stage, UnitKind
 from serve.schemas.rollouts import NewRollout, RolloutCard
 
 POLL_S = 1.0
 ID_LENGTH = 30
 NUM_DECISIONS = 5
+WIDE = 120
+"""Columns of a terminal from which on lists say why; `show` always does."""
 PERCENT = BUCKETS // 100
 RolloutId = Annotated[str, typer.Argument(help="As `sm4ll rollouts list` shows it.")]
 
@@ -160,11 +162,16 @@ def list_rollouts(
         items = client.rollouts.list(limit=limit).items
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("rollout", no_wrap=True, min_width=ID_LENGTH)
-    for heading in ("status", "version", "against", "share", "why"):
+    for heading in ("version", "against", "share"):
         table.add_column(heading, overflow="fold")
+    table.add_column("status", no_wrap=True)
+    is_wide = out.width >= WIDE
+    if is_wide:
+        table.add_column("why", overflow="fold")
     for one in items:
-        share = f"{one.share / PERCENT:g} %"
-        table.add_row(one.id, one.status, one.version, one.against, share, one.reason)
+        share, status = f"{one.share / PERCENT:g} %", tell_status(one)
+        why = (one.reason,) if is_wide else ()
+        table.add_row(one.id, one.version, one.against, share, status, *why)
     out.print(table, markup=False)
 
 
@@ -247,5 +254,5 @@ def approve(rollout: RolloutId, url: Url = None) -> None:
 def _act(call: Callable[[Client], RolloutCard], url: str | None) -> None:
     with connect(url) as client:
         card = call(client)
-    line = f"{card.id}  {card.status}, {card.share / PERCENT:g} %: {card.reason}"
+    line = f"{card.id}  {tell_status(card)}, {card.share / PERCENT:g} %: {card.reason}"
     out.print(line, markup=False, highlight=False)

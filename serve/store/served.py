@@ -133,14 +133,17 @@ async def require_unused(session: Session, version: str) -> None:
     default = await session.get(ExpertDefault, expert)
     if default is not None and default.version == version:
         raise _in_use(f"{version} is the default of {expert}", "make another version the default")
+    # Before the experiments: a rollout's own is not to be ended by hand.
+    on_its_way = select(Rollout).where(Rollout.finished_at.is_(None), Rollout.expert == expert)
+    for rollout in await session.scalars(on_its_way):
+        if version in (rollout.plan["version"], rollout.plan.get("against")):
+            raise _in_use(
+                f"{version} is in the rollout {rollout.id}", "wait for its end, or abort it"
+            )
     live = select(Experiment).where(Experiment.state != ExperimentState.ENDED)
     for experiment in await session.scalars(live.order_by(Experiment.id)):
         if version in (arm["version"] for arm in experiment.design["arms"]):
             raise _in_use(f"{version} is an arm of {experiment.id!r}", "end the experiment first")
-    on_its_way = select(Rollout).where(Rollout.finished_at.is_(None), Rollout.expert == expert)
-    for rollout in await session.scalars(on_its_way):
-        if version in (rollout.plan["version"], rollout.plan.get("against")):
-            raise _in_use(f"{version} is in the rollout {rollout.id}", "abort the rollout first")
     pinned = select(Pin).where(Pin.manifest[(expert, "version")].as_string() == version).limit(1)
     if (await session.scalar(pinned)) is not None:
         raise _in_use(f"a collection is pinned to {version}", "remove its pin first")
