@@ -1,3 +1,4 @@
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,11 @@ from tests.up import up  # noqa: F401
 
 # Ray reads its flags when it is imported, which the tests below this file do.
 export_ray_flags()
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Torch's threads spin while they wait, and two processes' take the same cores from each other:
+    # tiny models took ten times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NOOP = """
 licence: {name: none, commercial_use: true}

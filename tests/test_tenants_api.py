@@ -28,6 +28,13 @@ def http(api: FastAPI) -> Iterator[TestClient]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def refusing() -> Iterator[TestClient]:
+    """For requests that change nothing."""
+    with TestClient(build_local_api(FAMILY)) as client:
+        yield client
+
+
 def create(http: TestClient, tenant_id: str = "acme", **body: Any) -> dict[str, Any]:
     answer = http.post("/v1/tenants", json={"id": tenant_id, "name": "Acme", **body})
     assert answer.status_code == 201, answer.text
@@ -90,9 +97,9 @@ def test_id_is_made_when_there_is_none_and_never_taken_twice(http: TestClient) -
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused(http: TestClient, body: dict[str, Any]) -> None:
+def test_what_does_not_fit_is_refused(refusing: TestClient, body: dict[str, Any]) -> None:
     headers = {"Content-Type": "application/json"}
-    answer = http.post("/v1/tenants", content=json.dumps(body), headers=headers)
+    answer = refusing.post("/v1/tenants", content=json.dumps(body), headers=headers)
     assert answer.status_code == 400, answer.text
 
 

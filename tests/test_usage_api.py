@@ -31,8 +31,9 @@ FILES = {
 NOOP = {"expert": "top", "version": "noop"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def http(family: Path) -> Iterator[TestClient]:
+    """Each test that uses something is a tenant of its own; `local` uses nothing."""
     with TestClient(build_local_api(family), raise_server_exceptions=False) as client:
         yield client
 
@@ -50,12 +51,12 @@ def flush(http: TestClient) -> None:
 
 
 def test_try_on_is_in_the_receipt_and_in_the_usage(http: TestClient) -> None:
+    token = add_key_to(http.app, "counted")  # type: ignore[arg-type]
     options = {**NOOP, "num_images": "2"}
-    answer = http.post(
-        "/v1/tryon", data=options, files=FILES, headers={"accept": "application/json"}
-    ).json()
+    headers = {"accept": "application/json", **bearer(token)}
+    answer = http.post("/v1/tryon", data=options, files=FILES, headers=headers).json()
     flush(http)
-    report = read(http, by=["day", "version"])
+    report = read(http, token, by=["day", "version"])
     (item,) = report.items
     assert (item.day, item.version, item.requests, item.images) == (
         utc_now().date(),
@@ -73,11 +74,13 @@ def test_try_on_is_in_the_receipt_and_in_the_usage(http: TestClient) -> None:
 
 
 def test_refused_and_failed_try_ons_cost_nothing(http: TestClient) -> None:
-    assert http.post("/v1/tryon", data=NOOP, files={**FILES, "person": b"no"}).status_code == 422
-    black = {**FILES, "mask": encoded(box_mask() * 0)}
-    assert http.post("/v1/tryon", data=NOOP, files=black).status_code == 422
+    token = add_key_to(http.app, "refused")  # type: ignore[arg-type]
+    for wrong in ({"person": b"no"}, {"mask": encoded(box_mask() * 0)}):
+        files = {**FILES, **wrong}
+        answer = http.post("/v1/tryon", data=NOOP, files=files, headers=bearer(token))
+        assert answer.status_code == 422
     flush(http)
-    report = read(http)
+    report = read(http, token)
     assert (report.items, report.total.requests) == ((), 0)
     assert report.budget.gpu_seconds.reserved == 0
 
