@@ -192,6 +192,7 @@ def test_weights_that_changed_are_said_and_one_revision_may_be_asked_for() -> No
     ]
     report = build_report(question(periods=periods), [*early, *late])
     assert "weights changed" in report.notes[0]
+    assert "--revision 2" in report.notes[0]
     assert result_of(report, "colour").decision == "worse"  # which time is to blame for
     of_one = build_report(question(periods=periods, revision=2), [*early, *late])
     assert of_one.notes == ()

@@ -135,7 +135,7 @@ def _notes(question: Question, live: Sequence[Seen], columns: Columns) -> Iterat
     if len(splits) > 1:
         yield (
             "The weights changed while it ran: what changed with time beside them is mixed into "
-            "these numbers. Ask for one revision to keep it apart."
+            f"these numbers. Ask for one revision to keep it apart: --revision {max(revisions)}."
         )
     else:
         yield from _compare_traffic(question, columns)

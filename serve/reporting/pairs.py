@@ -29,9 +29,8 @@ def show_pairs(report: Report, thumbnails: Thumbnails) -> str:
 def _tell_equal(report: Report) -> str:
     if not report.shadows:
         return ""
-    return (
-        '<h2>Most different pairs</h2>\n<p class="soft">No pair of your own tenant differs.</p>\n'
-    )
+    words = "No pair of your own tenant differs in what is measured of pictures."
+    return f'<h2>Most different pairs</h2>\n<p class="soft">{words}</p>\n'
 
 
 def _show_pair(report: Report, pair: DifferentPair, thumbnails: Thumbnails) -> str:

@@ -65,10 +65,15 @@ def _effect(one: MetricResult, y: float) -> Iterator[str]:
     yield f'<g class="{kind}">'
     yield line(_x(low), y, _x(high), y, "range")
     for end, sign in ((low, -1), (high, 1)):
-        if abs(end) > MOST:
+        if end * sign > MOST:
             tip = _x(end) + sign * 5
             yield f'<path d="M{tip:.1f} {y:.1f}l{-7 * sign} -5v10z" class="mark"/>'
-    yield dot(_x(effect), y, "mark", one.words)
+    if abs(effect) <= MOST:
+        yield dot(_x(effect), y, "mark", one.words)
+    else:  # beyond what is drawn: a second tip before the first
+        sign = 1 if effect > 0 else -1
+        tip = _x(effect) - sign * 4
+        yield f'<path d="M{tip:.1f} {y:.1f}l{-10 * sign} -7v14z" class="mark"/>'
     yield "</g>"
     label = tell_effect(metric, one.effect)
     yield words(WIDTH - RIGHT + 14, y + 4, label, "num strong")
@@ -104,9 +109,9 @@ def draw_series(series: Series, arm: str) -> str:
     parts = [
         words(16, 24, title, "strong"),
         box(left, y(margin), wide, y(-margin) - y(margin), "band"),
-        line(left, y(0), WIDTH - right, y(0), "zero"),
     ]
     for value in (-reach, -reach / 2, 0.0, reach / 2, reach):
+        parts.append(line(left, y(value), WIDTH - right, y(value), "zero" if not value else "grid"))
         parts.append(words(left - 8, y(value) + 4, tell_effect(metric, value), "soft num end"))
     parts.append(words(WIDTH - right, top - 6, "↑ worse", "soft end"))
     upper = [(x(look.at), y(look.high or 0.0)) for look in looks]
@@ -120,7 +125,7 @@ def draw_series(series: Series, arm: str) -> str:
     parts.append(f"{dot(x(last.at), y(last.effect or 0.0), 'mark', hint)}</g>")
     for at, kind in ((series.looks[0].at, "soft"), (series.looks[-1].at, "soft end")):
         parts.append(words(x(at), bottom + 22, f"{at:%d %b %H:%M} UTC", kind))
-    note = f"{last.units} units; the band is the margin"
+    note = f"{last.units:,} units of {series.challenger}; green: as good, within the margin"
     parts.append(words(left + wide / 2, bottom + 22, note, "soft middle"))
     return finish(title, bottom + 36, parts)
 

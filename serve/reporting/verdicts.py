@@ -36,15 +36,19 @@ def tell_title(report: Report, one: Headline) -> str:
 
 
 def find_worse(report: Report, one: Headline) -> list[str]:
-    """Titles of what else it is worse in: a better picture may be a slower one."""
-    found = [
-        result.title
+    """Titles of what else it is worse in: a better picture may be a slower one. Shadows count only
+    where those who were asked say nothing: they are painted beside others, and slower for it."""
+    own = [
+        result
         for result in (*report.metrics, *report.shadows)
         if result.challenger.arm == one.challenger
-        and result.decision == "worse"
         and result.metric != report.primary
+        and (result.low is not None or result.decision == "worse")
     ]
-    return list(dict.fromkeys(found))
+    first: dict[str, MetricResult] = {}
+    for result in own:
+        first.setdefault(result.metric, result)
+    return [result.title for result in first.values() if result.decision == "worse"]
 
 
 def find_shadow(report: Report, one: Headline) -> MetricResult | None:
