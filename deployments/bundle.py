@@ -32,7 +32,9 @@ MASKED_EXPERTS: Mapping[str, tuple[Expert, ...]] = {
 """What the maskers that do not serve every expert serve."""
 
 UInt8 = Annotated[int, Field(ge=0, le=255)]
-Size = tuple[PositiveInt, PositiveInt]
+SidePx = Annotated[int, Field(ge=1, le=8192)]
+"""Of what one request makes the router and the expert hold: 8192 squared are 192 MiB."""
+Size = tuple[SidePx, SidePx]
 """Width and height in pixels."""
 
 
@@ -49,7 +51,7 @@ class Crop(Config):
 
     context: PositiveFloat = Field(default=1.3, ge=1.0, le=4.0)
     """The region's box times this is the crop."""
-    size_px: PositiveInt = 768
+    size_px: SidePx = 768
     """Longer side of what the expert sees."""
     multiple_of: PositiveInt = 16
     sizes: tuple[Size, ...] = ()

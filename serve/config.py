@@ -66,7 +66,7 @@ class Autoscaling(Config):
 
     min_replicas: NonNegativeInt = 1
     """0 frees the memory while idle and costs the first caller a cold start."""
-    max_replicas: PositiveInt = 2
+    max_replicas: PositiveInt = Field(default=2, le=1000)  # Serve's controller holds each
     target_drain_s: PositiveFloat = 10.0
     """Experts get the replicas that work off, in this time, all that runs and waits for them in
     every router and in the database."""

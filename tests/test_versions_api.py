@@ -98,6 +98,11 @@ def test_a_version_is_wished_for_listed_and_taken_away(api: FastAPI, http: TestC
         ({"bundle": {**BUNDLE, "unknown": 1}}, "bundle.unknown"),
         ({"bundle": {**BUNDLE, "masker": {"kind": "matting", "model": {"path": "/m"}}}}, "bundle"),
         ({"deployed": {"autoscaling": {"min_replicas": 3}}}, "deployed.autoscaling"),
+        ({"bundle": {**BUNDLE, "crop": {"size_px": 10**6}}}, "bundle.crop.size_px"),
+        (
+            {"deployed": {"autoscaling": {"max_replicas": 10**6}}},
+            "deployed.autoscaling.max_replicas",
+        ),
         ({"deployed": {"shared": "klein"}}, "deployed.shared"),
         ({"deployed": {"replicas": 2}}, "deployed.replicas"),
         ({"home": "experts"}, "home"),
