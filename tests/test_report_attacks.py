@@ -3,12 +3,17 @@
 import time
 from html.parser import HTMLParser
 
+from starlette.testclient import TestClient
+
 from serve.experiments.columns import MAX_TAGS, MAX_VALUES
 from serve.experiments.report import build_report
+from serve.policy import TenantPolicy
 from serve.reporting.page import render_report
 from serve.store.exposures import Seen
 from tests.exposures import expose
-from tests.test_report_api import DESIGN, pairs_of, question
+from tests.fakes import build_local_api
+from tests.tenants import add_key_to, bearer
+from tests.test_report_api import DESIGN, FAMILY, pairs_of, question
 
 NASTY = "\"'><script>alert(1)</script><img src=x onerror=alert(1)><a href=javascript:alert(1)>]]>"
 CARRIERS = {"script", "iframe", "object", "embed", "a", "form", "link", "base", "foreignobject"}
@@ -84,3 +89,19 @@ def test_no_word_of_anybody_is_markup_in_the_page() -> None:
     found.feed(page)
     assert [one for one in found.found if not one.startswith("data:")] == []
     assert "<script" not in page
+
+
+def test_versions_that_are_not_for_a_tenant_have_no_report_for_it() -> None:
+    api = build_local_api(FAMILY)
+    with TestClient(api) as http:
+        arms = [
+            {"name": "control", "version": "top@noop", "weight": 5_000},
+            {"name": "challenger", "version": "top@passthrough", "weight": 5_000},
+        ]
+        design = {"id": "secret", "title": "of another brand", "expert": "top", "arms": arms}
+        assert http.post("/v1/experiments", json=design).status_code == 201
+        policy = TenantPolicy(versions=("top@noop",))
+        for tenant, limits, status in (("all", None, 200), ("some", policy, 404)):
+            key = bearer(add_key_to(api, tenant, ["review"], limits))
+            answer = http.get("/v1/experiments/secret/report", headers=key)
+            assert answer.status_code == status, answer.text

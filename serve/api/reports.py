@@ -15,6 +15,7 @@ from serve.api.responses import problems
 from serve.designs import ExperimentDesign
 from serve.errors import NotFound
 from serve.experiments.allocation import load_allocation
+from serve.experiments.assignment import may_use_all
 from serve.experiments.report import Period, Question, build_report
 from serve.imaging.limits import ImageLimits
 from serve.reporting.page import render_report
@@ -101,6 +102,7 @@ async def _read(
     is_outsider = tenant is not None and (
         tenant in audience.denied_tenants
         or (audience.tenants is not None and tenant not in audience.tenants)
+        or not may_use_all(design, caller.policy)
     )
     if is_outsider and not seen:
         # In the words of the store: what is not for a tenant does not exist for it.
