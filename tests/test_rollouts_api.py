@@ -227,6 +227,12 @@ def test_only_administrators_see_rollouts(api: FastAPI, http: TestClient) -> Non
         assert answer.status_code == 403, (method, path)
 
 
+def test_an_id_that_is_none_is_told_in_words(http: TestClient) -> None:
+    answer = http.get(f"{ROLLOUTS}/x")
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("path.rollout_id: this is not what such an id looks")
+
+
 def test_the_command_line_begins_watches_and_steers(
     api: FastAPI, http: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -267,3 +273,11 @@ def test_the_command_line_begins_watches_and_steers(
     wrong = run("start", "top@passthrough", "--stages", "0,2,100", "--approve-at", "3")
     assert wrong.exit_code == 2
     assert "no stage has 3 %" in wrong.output
+    for words, helps in (
+        ((), "say which version"),
+        (("top2",), "write expert@name"),
+        (("top@2", "--stages", "0,50"), "the last must be 100"),
+        (("hat@2",), "expert: Input should be"),
+    ):
+        refused = run("start", *words)
+        assert (refused.exit_code, helps in refused.output) == (2, True), refused.output

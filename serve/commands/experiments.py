@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from serve.commands.connection import connect
-from serve.commands.console import Url, err, out
+from serve.commands.console import Url, err, out, tell_misfit
 from serve.designs import BUCKETS, ExperimentDesign, WantedExperiment
 from serve.schemas.experiments import ExperimentCard, NewExperiment
 
@@ -65,7 +65,12 @@ def show(experiment: ExperimentId, url: Url = None) -> None:
 
 def create(
     file: Annotated[
-        Path, typer.Argument(help="YAML or JSON, one entry as in configs/experiments.yaml.")
+        Path,
+        typer.Argument(
+            exists=True,
+            dir_okay=False,
+            help="YAML or JSON, an entry as in configs/experiments.yaml.",
+        ),
     ],
     start: Annotated[bool, typer.Option("--start", help="At once, not as a draft.")] = False,
     url: Url = None,
@@ -172,9 +177,7 @@ def read_design(file: Path) -> WantedExperiment:
     try:
         return WantedExperiment.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except ValidationError as exc:
-        first = exc.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "file"
-        raise typer.BadParameter(f"{file}: {place}: {first['msg']}") from exc
+        raise typer.BadParameter(f"{file}: {tell_misfit(exc)}") from exc
     except (yaml.YAMLError, UnicodeDecodeError) as exc:
         raise typer.BadParameter(f"{file}: not readable as YAML: {exc}") from exc
 

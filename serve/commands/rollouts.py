@@ -14,7 +14,7 @@ from rich.table import Table
 
 from serve.client import Client
 from serve.commands.connection import connect
-from serve.commands.console import Url, err, out
+from serve.commands.console import Url, err, out, tell_misfit
 from serve.commands.patience import patiently
 from serve.commands.rollout_drawing import draw_rollout, tell_decision, tell_stage, tell_status
 from serve.designs import BUCKETS, USUAL_STAGES, Stage, UnitKind
@@ -70,6 +70,10 @@ def start(
     For example: sm4ll rollouts start eye@2 --stages 0,1,10,100 --approve-at 10
     """
     told = _read_plan(plan) if plan else {}
+    if version is None and "version" not in told:
+        raise typer.BadParameter("say which version, for example eye@2, here or in --plan")
+    if version is not None and "@" not in version:
+        raise typer.BadParameter(f"{version}: write expert@name, for example eye@2")
     given = {
         "version": version,
         "expert": version and version.partition("@")[0],
@@ -117,6 +121,8 @@ def _read_stages(
     usual = {stage.share: stage.model_dump(mode="json") for stage in USUAL_STAGES}
     if percents is not None:
         shares = [_share(text) for text in percents.split(",")]
+        if shares[-1] != BUCKETS:
+            raise typer.BadParameter("--stages: the last must be 100, for example 0,50,100")
         rows = [usual.get(share, Stage(share=share).model_dump(mode="json")) for share in shares]
     else:
         rows = [dict(row) for row in planned] if planned else list(usual.values())
@@ -144,10 +150,7 @@ def _validate(told: dict[str, Any]) -> NewRollout:
     try:
         return NewRollout.model_validate(told)
     except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        words = first["msg"].removeprefix("Value error, ")
-        raise typer.BadParameter(f"{where}: {words}" if where else words) from exc
+        raise typer.BadParameter(tell_misfit(exc)) from exc
 
 
 def list_rollouts(
