@@ -237,6 +237,12 @@ def test_page_begins_with_what_to_make_of_it_and_then_shows_pictures() -> None:
     mixed = render_report(build_report(question(), seen), {})
     assert "On the same requests (shadows): worse by" in mixed
     assert "Worse in other things: Errors." in mixed
+    good = [*seen_of(4_000, worse_by=0)]
+    assert "sm4ll rollouts start eye@2" in render_report(build_report(question(), good), {})
+    good += [failed(arm="challenger", unit=f"u{at}") for at in range(1, 800, 2)]
+    spoilt = render_report(build_report(question(), good), {})
+    assert "before eye@2 goes to anybody else" in spoilt
+    assert "rollouts start" not in spoilt
     ended = render_report(build_report(question(state="ended"), seen), {})
     assert "Next:" not in ended
 

@@ -74,6 +74,9 @@ def _steps(report: Report, one: Headline) -> Iterator[str]:
         yield "Find out where exposures are lost, then compare under another id."
     elif one.decision == "worse":
         yield f"Keep {versions[report.control]}; sm4ll experiments end {report.experiment}"
+    elif one.decision in KINDS and find_worse(report, one):
+        yield f"Look at the pairs, and at what it is worse in, before {versions[one.challenger]}"
+        yield "goes to anybody else."
     elif one.decision in ("better", "equal", "not_worse"):
         yield "Look at the pairs and at the other metrics; then"
         yield f"sm4ll experiments end {report.experiment} and"
