@@ -110,14 +110,21 @@ async def play(url: str, lives: Sequence[tuple[int, bool]], seed: int) -> None:
                 await try_cancel(shop, random.choice(ids))
             shop.clock.advance(LEASE.lease_s)
         for _ in range(40):
+            is_over = await have_ended(shop, ids)
             await live(shop.runner(), shop.clock, 2)
             shop.clock.advance(LEASE.lease_s)
+            if is_over:  # one life more had nothing left to do
+                break
         await check_ends(shop, ids)
 
 
 async def try_cancel(shop: Shop, job_id: str) -> None:
     if (await shop.job(job_id)).state not in ENDED:
         await shop.cancel(job_id)
+
+
+async def have_ended(shop: Shop, ids: Sequence[str]) -> bool:
+    return all([(await shop.job(job_id)).state in ENDED for job_id in ids])
 
 
 async def check_ends(shop: Shop, ids: Sequence[str]) -> None:
