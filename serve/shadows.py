@@ -1,14 +1,12 @@
 """The shadows of one router, put together from its own parts."""
 
-import os
-import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from serve.admission.gate import Gate
 from serve.catalog import Catalog
 from serve.errors import NotFound
+from serve.evidence.background import open_background_thread
 from serve.evidence.repainting import Repainter
 from serve.evidence.shadow import ShadowRunner
 from serve.imaging.limits import ImageLimits
@@ -17,9 +15,6 @@ from serve.services import Services
 from serve.steps import TryOnWork
 from serve.store.engine import Database
 from serve.store.jobs import get_job
-
-NICENESS = 10
-"""Of the thread for their pictures, as of the one that measures live ones."""
 
 
 def open_shadows(
@@ -36,7 +31,7 @@ def open_shadows(
     Args:
         experts: the mapping that the pipeline has, in which versions come and go.
     """
-    thread = ThreadPoolExecutor(1, "shadows", _step_back)
+    thread = open_background_thread("shadows")
     # Of its own, so that its pictures never wait in front of those of somebody who waits.
     pipeline = Pipeline(
         catalog=catalog, segment=segment, experts=experts, gate=gate, threads=thread, limits=limits
@@ -66,7 +61,3 @@ async def _is_erased(database: Database, work: TryOnWork) -> bool:
     except NotFound:
         return True
     return False
-
-
-def _step_back() -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

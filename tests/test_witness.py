@@ -24,6 +24,7 @@ from serve.config import FamilyConfig
 from serve.designs import ExperimentDesign, MetricName
 from serve.errors import GenerationFailed, Sm4llError, StoreUnavailable
 from serve.evidence import witness
+from serve.evidence.background import STEPS_BACK, WEAKEST
 from serve.evidence.exposure import describe_exposure, is_failure
 from serve.evidence.repainting import Repainted
 from serve.evidence.witness import MAX_WAITING, Recorder, Witnesses
@@ -316,7 +317,8 @@ async def test_beyond_what_can_be_measured_exposures_are_written_without(
     assert sum("colour" in one.metrics for one in seen) == 1 + MAX_WAITING
     assert all(one.metrics["outside"] == 0.0 for one in seen)
     assert rig.recorder.counts == {"measured": 1 + MAX_WAITING, "unmeasured": 999 - MAX_WAITING}
-    assert min(priorities) >= witness.NICENESS
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert set(priorities) == {min(WEAKEST, own + STEPS_BACK)}
 
 
 @pytest.mark.anyio

@@ -8,16 +8,14 @@ import asyncio
 import contextvars
 import logging
 import math
-import os
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from serve.designs import MetricName
+from serve.evidence.background import open_background_thread
 from serve.evidence.exposure import describe_exposure, name_exposure
 from serve.evidence.repainting import Repainted
 from serve.evidence.writer import ExposureWriter
@@ -30,8 +28,6 @@ from serve.store.exposures import NewExposure
 MAX_WAITING = 16
 """To be measured: crop and answer of 768 px are 4 MB each."""
 JUDGE_TIMEOUT_S = 10.0
-NICENESS = 10
-"""Of the measuring thread: a picture that somebody waits for goes first."""
 SUMMARY_EVERY_S = 60.0
 
 Judge = Callable[[ExpertRequest, ExpertReply], Awaitable[Mapping[MetricName, float]]]
@@ -77,7 +73,7 @@ class Recorder:
         self._usd_per_gpu_second: float | None = None
         self._waiting: deque[_Unmeasured] = deque()
         self._task: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, "measuring", _step_back)
+        self._thread = open_background_thread("measuring")
         self._told_at_s = now_s()
         self.counts: Counter[str] = Counter()
         """`measured`, `unmeasured` for lack of time, `failed` to be measured, `unjudged`."""
@@ -192,10 +188,3 @@ def measure(request: ExpertRequest, reply: ExpertReply) -> dict[MetricName, floa
         request.region_hw,
         request.product_hwc,
     )
-
-
-def _step_back() -> None:
-    thread = threading.get_native_id()
-    # Whoever runs as low already may not rise.
-    niceness = max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread))
-    os.setpriority(os.PRIO_PROCESS, thread, niceness)
