@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, inspect, text
 
-from serve.store.metadata import METADATA
 from serve.store.engine import Database
+from serve.store.metadata import METADATA
 from serve.store.schema import read_schema, upgrade
 from tests.stores import opened
 

@@ -122,9 +122,7 @@ def build_api(
     experiments = ExperimentDesk(
         services.database, lambda: frozenset(bundle.version for bundle in catalog)
     )
-    app.include_router(
-        build_experiments_router(services.database, experiments, services.routing)
-    )
+    app.include_router(build_experiments_router(services.database, experiments, services.routing))
     app.include_router(build_reports_router(services.database, services.assets, limits))
     app.include_router(
         build_rollouts_router(
