@@ -51,7 +51,7 @@ def _tell_field(error: Any) -> tuple[str, str]:
         return "body", f"not JSON: {error['ctx']['error']} at character {error['loc'][1]}"
     # A field's name may be the caller's own, and as long as the body.
     name = ".".join(map(str, error["loc"]))[:MAX_NAME_CHARS]
-    if error["type"] == "string_pattern_mismatch" and error["loc"][0] == "path":
+    if error["type"] == "string_pattern_mismatch" and error["loc"][:1] == ("path",):
         return name, "this is not what such an id looks like; its list shows them"
     return name or "body", error["msg"].removeprefix("Value error, ")
 
