@@ -182,7 +182,7 @@ def pairs(shift: float, number: int, name: MetricName = "colour") -> list[Seen]:
 
 def test_pairs_find_what_arms_would_not() -> None:
     seen = pairs(0.5, 40)
-    found = compare_pairs(seen, METRICS["colour"], "control", "challenger", ALPHA)
+    found = compare_pairs(find_pairs(seen, *SIDES), METRICS["colour"], ALPHA)
     assert found.is_paired
     assert found.effect == pytest.approx(0.5, abs=0.1)
     assert found.harm(0.2)
@@ -198,16 +198,14 @@ def test_shadows_that_change_nothing_are_safe_and_those_that_fail_are_not() -> N
         )
         for one in same
     ]
-    found = compare_pairs(same, METRICS["seam"], "control", "challenger", ALPHA)
+    found = compare_pairs(find_pairs(same, *SIDES), METRICS["seam"], ALPHA)
     assert (found.effect, found.safe(), found.harm(0.0)) == (0, True, False)
     live = [one for one in same if not one.is_shadow]
     broken = [
         failed(id=one.id, is_shadow=True, arm="challenger", unit=one.unit) for one in live[:15]
     ]
     fine = [one for one in same if one.is_shadow][15:]
-    found = compare_pairs(
-        [*live, *broken, *fine], METRICS["errors"], "control", "challenger", ALPHA
-    )
+    found = compare_pairs(find_pairs([*live, *broken, *fine], *SIDES), METRICS["errors"], ALPHA)
     assert found.effect == 0.5
     assert found.harm()
 

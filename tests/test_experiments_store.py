@@ -18,9 +18,9 @@ from serve.experiments.changes import (
     FROZEN,
     PAUSED,
     RUNNING,
+    as_live,
     create_experiment,
     list_allocations,
-    list_live,
     set_state,
     set_weights,
 )
@@ -31,7 +31,7 @@ from serve.store.engine import Database
 from serve.store.experiment_tables import Experiment, ExperimentState
 from serve.store.experiments import get_experiment, list_experiments
 from serve.store.rollout_tables import Rollout, RolloutState
-from serve.store.routing import read_revision
+from serve.store.routing import list_assigning, read_revision
 from tests.stores import START, FakeClock, add_tenant
 
 pytestmark = pytest.mark.anyio
@@ -83,7 +83,7 @@ async def test_it_is_made_with_its_first_allocation_and_routers_hear_of_it(
     assert (made.state, made.revision, made.started_at) == (RUNNING, 1, START)
     assert await revision_of(database) == before + 1
     async with database.reading() as session:
-        (live,) = await list_live(session)
+        (live,) = [as_live(*rows) for rows in await list_assigning(session)]
         assert await list_allocations(session, "eye-2") == {1: live.allocation}
     assert (live.design, live.revision) == (design(), 1)
     assert live.allocation == allocate({"control": 9_000, "new": 1_000})
@@ -188,7 +188,7 @@ async def test_only_what_runs_or_is_frozen_assigns_in_the_order_it_was_made(
     await move(database, "b", PAUSED)
     await move(database, "a", FROZEN)
     async with database.reading() as session:
-        assert [live.design.id for live in await list_live(session)] == ["c", "a"]
+        assert [row.id for row, _ in await list_assigning(session)] == ["c", "a"]
         newest = [row.id for row in await list_experiments(session, limit=2)]
         rest = [row.id for row in await list_experiments(session, limit=9, after=newest[-1])]
     assert newest + rest == ["draft", "a", "b", "c"]

@@ -6,7 +6,7 @@ import pytest
 
 from serve.designs import Arm, ExperimentDesign
 from serve.experiments.assignment import Assignment, LiveExperiment, Party, assign
-from serve.experiments.changes import FROZEN, RUNNING, create_experiment, list_live
+from serve.experiments.changes import FROZEN, RUNNING, as_live, create_experiment
 from serve.experiments.desk import ExperimentDesk
 from serve.experiments.split_watch import SplitWatch
 from serve.policy import TenantPolicy
@@ -16,6 +16,7 @@ from serve.store.experiment_tables import Experiment, ExperimentState
 from serve.store.experiments import get_experiment
 from serve.store.exposures import NewExposure, insert_exposures
 from serve.store.rollout_tables import Rollout, RolloutState
+from serve.store.routing import list_assigning
 from tests.stores import START, FakeClock, add_tenant
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +37,7 @@ async def live(database: Database) -> LiveExperiment:
     async with database.transaction() as session:
         await add_tenant(session)
         await create_experiment(session, DESIGN, created_by="t", now=START, state=RUNNING)
-        (live,) = await list_live(session)
+        (live,) = [as_live(*rows) for rows in await list_assigning(session)]
     return live
 
 

@@ -14,10 +14,10 @@ from serve.catalog import Choice
 from serve.errors import Cancelled, CapacityError, ReplicaLost, Sm4llError
 from serve.evidence.composites import MEDIA_TYPE, compose_crop, encode_pictures
 from serve.messages import ExpertReply, ExpertRequest
-from serve.policy import TenantPolicy
 from serve.steps import Prepared, Sighting, TryOnWork, check_reply
-from serve.store.tables import Asset, AssetKind
+from serve.store.tables import AssetKind
 from serve.telemetry import Stopwatch
+from serve.tenancy.assets import PictureStore
 
 T = TypeVar("T")
 logger = logging.getLogger("ray.serve")
@@ -35,21 +35,8 @@ class Prepare(Protocol):
     async def __call__(self, work: TryOnWork, bundle: Bundle, watch: Stopwatch, /) -> Prepared: ...
 
 
-class Pictures(Protocol):
+class Pictures(PictureStore, Protocol):
     """The tenants' assets; see `serve.tenancy.assets.AssetStore`."""
-
-    async def store(
-        self,
-        tenant_id: str,
-        policy: TenantPolicy,
-        kind: AssetKind,
-        data: bytes,
-        media_type: str,
-        subject: str = "",
-        *,
-        width_px: int | None = None,
-        height_px: int | None = None,
-    ) -> Asset: ...
 
     async def delete(self, tenant_id: str, asset_id: str, /) -> object: ...
 

@@ -221,15 +221,8 @@ def find_pairs(seen: Iterable[Seen], control: str, challenger: str) -> list[Pair
     return [Pair(answer, shadow) for answer, shadow in named if answer is not None]
 
 
-def compare_pairs(
-    seen: Iterable[Seen], metric: Metric, control: str, challenger: str, alpha: float
-) -> Comparison:
+def compare_pairs(pairs: Sequence[Pair], metric: Metric, alpha: float) -> Comparison:
     """The challenger's shadows beside the control's answers to the same requests."""
-    return compare_found(find_pairs(seen, control, challenger), metric, alpha)
-
-
-def compare_found(pairs: Sequence[Pair], metric: Metric, alpha: float) -> Comparison:
-    """The same, of pairs that were found before."""
     units: list[str] = []
     values: list[tuple[float, float]] = []
     for pair in pairs:

@@ -137,11 +137,6 @@ async def set_weights(
     return experiment
 
 
-async def list_live(session: Session) -> list[LiveExperiment]:
-    """Those that assign, in the order in which they are asked."""
-    return [as_live(*rows) for rows in await list_assigning(session)]
-
-
 async def list_allocations(session: Session, experiment_id: str) -> dict[int, Allocation]:
     """Every allocation the experiment had, by revision."""
     rows = await list_ranges(session, experiment_id)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from serve.designs import MetricName, RolloutPlan, Stage
 from serve.experiments.allocation import Allocation
-from serve.experiments.analysis import compare, compare_found, find_pairs
+from serve.experiments.analysis import compare, compare_pairs, find_pairs
 from serve.experiments.metrics import METRICS
 from serve.experiments.rollout import NEVER_COMPARED, Evidence, Finding, spend_alpha
 from serve.experiments.sequential import MIN_UNITS
@@ -44,7 +44,7 @@ def gather(
         metric = METRICS[guardrail.metric]
         margin = metric.usual_margin if guardrail.margin is None else guardrail.margin
         found = (
-            compare_found(pairs, metric, alpha)
+            compare_pairs(pairs, metric, alpha)
             if is_shadow
             else compare(seen, metric, CONTROL, CHALLENGER, alpha)
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 from serve.designs import ExperimentDesign, MetricName
 from serve.experiments.allocation import Allocation
-from serve.experiments.analysis import Pair, compare_found, find_pairs
+from serve.experiments.analysis import Pair, compare_pairs, find_pairs
 from serve.experiments.clusters import bound_difference
 from serve.experiments.columns import Columns
 from serve.experiments.metrics import METRICS
@@ -166,7 +166,7 @@ def _compare_shadows(
         for name, metric in METRICS.items():
             if name in NOT_IN_SHADOW:
                 continue
-            compared = compare_found(found, metric, question.alpha)
+            compared = compare_pairs(found, metric, question.alpha)
             if compared.has_data:
                 yield describe(compared, control, arm)
 

@@ -17,16 +17,15 @@ from serve.errors import InvalidRequest
 from serve.imaging.limits import ImageLimits, check_num_bytes
 from serve.jobs.progress import ProgressWriter
 from serve.jobs.run import JobOutcome, JobRun
-from serve.policy import TenantPolicy
 from serve.schemas.tryon import TryOnOptions
 from serve.steps import TryOnResult, TryOnWork
 from serve.store.columns import utc_now
 from serve.store.engine import Database
 from serve.store.events import append_event
 from serve.store.leases import Claim
-from serve.store.tables import Asset, AssetKind
+from serve.store.tables import AssetKind
 from serve.telemetry import Stopwatch
-from serve.tenancy.assets import AssetStore
+from serve.tenancy.assets import AssetStore, PictureStore
 
 ZIP = "application/zip"
 
@@ -39,23 +38,10 @@ class RunTryOn(Protocol):
     async def __call__(self, work: TryOnWork, watch: Stopwatch, /) -> TryOnResult: ...
 
 
-class Pictures(Protocol):
+class Pictures(PictureStore, Protocol):
     """The tenants' assets; see `serve.tenancy.assets.AssetStore`."""
 
     async def load(self, tenant_id: str, asset_id: str, /) -> bytes: ...
-
-    async def store(
-        self,
-        tenant_id: str,
-        policy: TenantPolicy,
-        kind: AssetKind,
-        data: bytes,
-        media_type: str,
-        subject: str = "",
-        *,
-        width_px: int | None = None,
-        height_px: int | None = None,
-    ) -> Asset: ...
 
 
 class JobWork:

@@ -8,6 +8,7 @@ id nor the time an upload takes says what another tenant has.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from serve.errors import NotFound, NotSupported
 from serve.policy import TenantPolicy
@@ -49,6 +50,23 @@ class Stored:
 
     asset: Asset
     is_new: bool
+
+
+class PictureStore(Protocol):
+    """What keeps pictures, as whoever only makes them sees it."""
+
+    async def store(
+        self,
+        tenant_id: str,
+        policy: TenantPolicy,
+        kind: AssetKind,
+        data: bytes,
+        media_type: str,
+        subject: str = "",
+        *,
+        width_px: int | None = None,
+        height_px: int | None = None,
+    ) -> Asset: ...
 
 
 class AssetStore:
