@@ -27,6 +27,7 @@ from serve.errors import (
     Sm4llError,
 )
 from serve.messages import ExpertReply, ExpertRequest
+from serve.observing.meter import Meter, NoMeter
 
 # Failures in a row, with nothing working between them, after which the replica is replaced.
 MAX_FAILURES_IN_A_ROW = 5
@@ -145,8 +146,10 @@ class ExpertReplica:
         bundles: tuple[Bundle, ...],
         plan: ReplicaPlan,
         create: Callable[[tuple[Bundle, ...], ReplicaPlan], Backend] = create_backend,
+        open_meter: Callable[[], Meter] = NoMeter,
     ):
         self._plan = plan
+        self._meter = open_meter()
         self._backend = create(bundles, plan)
         self._painter = Painter(self._backend, plan.name)
         # One thread: backends are not thread-safe, and the loop stays free for health checks.

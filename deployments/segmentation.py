@@ -1,6 +1,7 @@
 """The shared preprocessing deployment: finds regions, in batches, for every expert."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,14 +13,21 @@ from deployments.segmenters.registry import create_segmenter
 from serve.config import SegmenterConfig, WeightsConfig
 from serve.errors import GenerationFailed, Sm4llError
 from serve.messages import SegmentReply, SegmentRequest
+from serve.observing.meter import Meter, NoMeter
 
 
 class SegmenterReplica:
     """Batches requests onto one thread; results are cached by content inside the segmenter."""
 
     def __init__(
-        self, config: SegmenterConfig, masker: MaskerConfig, home: Path, weights: WeightsConfig
+        self,
+        config: SegmenterConfig,
+        masker: MaskerConfig,
+        home: Path,
+        weights: WeightsConfig,
+        open_meter: Callable[[], Meter] = NoMeter,
     ):
+        self._meter = open_meter()
         plan = SegmenterPlan(config.cache_mib * 2**20, home, weights)
         self._segmenter = create_segmenter(masker, plan)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="segmenter")

@@ -26,6 +26,7 @@ from serve.errors import ConfigError
 from serve.experiments.versions import Wish, read_wish
 from serve.fleet import read_details
 from serve.jobs.windows import Windows
+from serve.ray_meter import RayMeter
 from serve.served import (
     AppStatus,
     Moves,
@@ -127,7 +128,7 @@ class AddedApps:
         if name == segmenter_name(bundle.masker.id):
             return _pinned(
                 SegmenterReplica, segmenter_options(family.segmenter, bundle.masker.id), name
-            ).bind(family.segmenter, bundle.masker, bundle.home, family.weights)
+            ).bind(family.segmenter, bundle.masker, bundle.home, family.weights, RayMeter)
         group = group_of(wish)
         plan = ReplicaPlan(
             name=group.name,
@@ -136,7 +137,7 @@ class AddedApps:
         )
         expert = _pinned(ExpertReplica, alone_options(group), code_version(wish))
         door = _pinned(Door, door_options(), DOOR)
-        return door.bind(expert.bind(group.bundles, plan))
+        return door.bind(expert.bind(group.bundles, plan, open_meter=RayMeter))
 
 
 def _pinned(target: Callable[..., object], options: Options, version: str) -> Deployment:

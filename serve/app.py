@@ -22,6 +22,7 @@ from deployments.segmentation import SegmenterReplica
 from serve.added import build_deployment
 from serve.config import ReplicaPlan
 from serve.job_runner import JobRunner
+from serve.ray_meter import RayMeter
 from serve.router import IngressRouter
 from serve.settings import Settings
 
@@ -46,7 +47,7 @@ def build_app(args: AppArgs) -> Application:
     segmenters = {
         masker_id: build_deployment(
             SegmenterReplica, segmenter_options(family.segmenter, masker_id)
-        ).bind(family.segmenter, bundle.masker, bundle.home, family.weights)
+        ).bind(family.segmenter, bundle.masker, bundle.home, family.weights, RayMeter)
         for masker_id, bundle in {bundle.masker.id: bundle for bundle in bundles.values()}.items()
     }
     experts = {}
@@ -56,7 +57,9 @@ def build_app(args: AppArgs) -> Application:
             weights=family.weights,
             num_gpus=group.deployed.resources.num_gpus,
         )
-        handle = build_deployment(ExpertReplica, expert_options(group)).bind(group.bundles, plan)
+        handle = build_deployment(ExpertReplica, expert_options(group)).bind(
+            group.bundles, plan, open_meter=RayMeter
+        )
         experts.update(dict.fromkeys((bundle.version for bundle in group.bundles), handle))
     judge = None
     if family.judge is not None:

@@ -24,6 +24,7 @@ from serve.jobs.run import JobOutcome, JobRun
 from serve.jobs.runner import Runner
 from serve.jobs.windows import plan_windows
 from serve.jobs.work import build_forget
+from serve.ray_meter import RayMeter
 from serve.router import map_handle_errors
 from serve.served import shorten_traceback
 from serve.services import open_services
@@ -46,7 +47,8 @@ class JobRunner:
         logger = logging.getLogger("ray.serve")
         self._app_name = context.app_name
         self._router: DeploymentHandle | None = None
-        self._services = open_services(Settings())
+        self._meter = RayMeter()
+        self._services = open_services(Settings(), meter=self._meter)
         windows = plan_windows(family, bundles)
         self._runner = Runner(
             database=self._services.database,

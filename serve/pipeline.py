@@ -22,6 +22,7 @@ from serve.imaging.encode import MEDIA_TYPES
 from serve.imaging.limits import ImageLimits
 from serve.imaging.mask import check_mask_size
 from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, SegmentRequest
+from serve.observing.watch import Stopwatch
 from serve.receipts import passthrough_receipt, tryon_receipt
 from serve.steps import (
     Answer,
@@ -44,7 +45,6 @@ from serve.steps import (
     pack,
     plan_work,
 )
-from serve.telemetry import Stopwatch
 from serve.tenancy.account import Charge, Quote
 from serve.tenancy.memory import remembered_as
 
@@ -192,7 +192,7 @@ class Pipeline:
         bundle = choice.bundle
         prepared = trace.prepared = await self.prepare(work, bundle, watch)
         inputs, region, crop = prepared.inputs, prepared.region, prepared.crop
-        async with self._charge(work, crop.request, bundle) as charge:
+        async with self._charge(work, crop.request, bundle, watch) as charge:
             reply = trace.reply = await self._paint(crop.request, work, watch, charge)
             check_reply(reply, crop.request)
             if work.progress is not None:
@@ -207,7 +207,7 @@ class Pipeline:
 
     @asynccontextmanager
     async def _charge(
-        self, work: TryOnWork, request: ExpertRequest, bundle: Bundle
+        self, work: TryOnWork, request: ExpertRequest, bundle: Bundle, watch: Stopwatch
     ) -> AsyncIterator[Charge | None]:
         """Reserve what it will cost; whatever ends the block without a result costs nothing."""
         if work.account is None:
@@ -220,7 +220,9 @@ class Pipeline:
             images=work.options.num_images,
             timeout_s=work.timeout_s,
         )
-        async with work.account.charge(quote) as charge:
+        async with AsyncExitStack() as stack:
+            with watch.stage("reserve"):
+                charge = await stack.enter_async_context(work.account.charge(quote))
             yield charge
 
     async def _settle(self, charge: Charge | None, result: TryOnResult, watch: Stopwatch) -> None:
@@ -359,7 +361,7 @@ class Pipeline:
             seed=0,
             deadline_unix_s=self._unix_time_s() + work.timeout_s,
         )
-        async with self._charge(work, request, choice.bundle) as charge:
+        async with self._charge(work, request, choice.bundle, watch) as charge:
             reply = trace.reply = await self._paint(request, work, watch, charge)
             receipt = passthrough_receipt(work, choice, reply, watch)
             file = reply.images_nhwc.tobytes()

@@ -10,6 +10,7 @@ from serve.imaging.decode import DecodedImage
 from serve.imaging.encode import LOSSLESS
 from serve.imaging.region import CropPlan
 from serve.messages import ExpertReply
+from serve.observing.watch import Stopwatch
 from serve.schemas.receipt import (
     Affine,
     Format,
@@ -20,7 +21,6 @@ from serve.schemas.receipt import (
     Usage,
 )
 from serve.steps import Answer, CropWork, Inputs, Region, TryOnWork, measure_gpu_ms
-from serve.telemetry import Stopwatch
 
 
 def tryon_receipt(

@@ -45,6 +45,7 @@ from serve.messages import ExpertReply, ExpertRequest, JudgeReply, SegmentReply,
 from serve.newcomers import Newcomers
 from serve.permits import Seats
 from serve.pipeline import ExpertCaller, ExpertFollower, OnStep, Pipeline
+from serve.ray_meter import RayMeter
 from serve.served import app_of, expert_name, segmenter_name
 from serve.services import open_services, require_current_schema
 from serve.settings import Settings
@@ -155,7 +156,8 @@ class Router:
         self._logger = logging.getLogger("ray.serve")
         settings = Settings()
         require_current_schema(settings)
-        self._services = open_services(settings, config)
+        self._meter = RayMeter()
+        self._services = open_services(settings, config, self._meter)
         self._services.recorder.use_price(family.pricing.usd_per_gpu_second)
         if judge is not None:
             self._services.recorder.use_judge(_JudgeCaller(judge))

@@ -12,6 +12,7 @@ from serve.evidence.witness import Recorder
 from serve.evidence.writer import ExposureWriter
 from serve.experiments.book import RoutingBook
 from serve.experiments.pins import PinBook
+from serve.observing.meter import NO_METER, Meter
 from serve.settings import Settings
 from serve.store.blobs import Blobs
 from serve.store.engine import Database
@@ -42,6 +43,7 @@ class Services:
     routing: RoutingBook
     pins: PinBook
     recorder: Recorder
+    meter: Meter = NO_METER
     users: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     """Ends of what runs beside requests and needs all of these."""
 
@@ -60,7 +62,9 @@ class Services:
                 stack.push_async_callback(end)
 
 
-def open_services(settings: Settings, config: RouterConfig | None = None) -> Services:
+def open_services(
+    settings: Settings, config: RouterConfig | None = None, meter: Meter = NO_METER
+) -> Services:
     """Opens nothing before its first use.
 
     Args:
@@ -88,6 +92,7 @@ def open_services(settings: Settings, config: RouterConfig | None = None) -> Ser
         routing=RoutingBook(database),
         pins=PinBook(database),
         recorder=Recorder(ExposureWriter(database, kept_s)),
+        meter=meter,
     )
 
 

@@ -32,10 +32,10 @@ from serve.imaging.region import (
     upscale_region,
 )
 from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, UInt8Array
+from serve.observing.watch import Stopwatch
 from serve.policy import TenantPolicy
 from serve.schemas.receipt import Format, Receipt
 from serve.schemas.tryon import TryOnOptions
-from serve.telemetry import Stopwatch
 from serve.tenancy.account import Account
 
 SEGMENT_SIDE_PX = 1024

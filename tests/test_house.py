@@ -17,6 +17,7 @@ MAY_IMPORT_RAY = {
     "serve/fleet.py",
     "serve/least_loaded.py",
     "serve/local.py",
+    "serve/ray_meter.py",
     "deployments/expert.py",
     "deployments/judging.py",
     "deployments/segmentation.py",

@@ -19,11 +19,11 @@ from serve.config import RouterConfig
 from serve.errors import Overloaded
 from serve.imaging.limits import ImageLimits
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
+from serve.observing.watch import Stopwatch
 from serve.permits import Fleet, Seats, build_gate, count_permits, plan_lane
 from serve.pipeline import Pipeline
 from serve.schemas.tryon import TryOnOptions
 from serve.steps import TryOnWork
-from serve.telemetry import Stopwatch
 from tests.fakes import build_local_api
 from tests.pictures import box_mask, encoded, photo
 

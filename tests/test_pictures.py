@@ -14,9 +14,9 @@ from serve.api.forms import PictureUrl, TryOnForm
 from serve.api.pictures import fetch_pictures
 from serve.config import FamilyConfig, FetchConfig, load_yaml
 from serve.errors import ConfigError
+from serve.observing.watch import Stopwatch
 from serve.schemas.problems import Problem
 from serve.schemas.tryon import TryOnAnswer, TryOnOptions
-from serve.telemetry import Stopwatch
 from tests.fakes import build_local_api
 from tests.loopback_web import SHOP, Web, answer, open_web, redirect
 from tests.pictures import box_mask, encoded, photo

@@ -6,11 +6,11 @@ from deployments.bundle import Bundle, Licence
 from deployments.recipes import NoopConfig
 from serve.catalog import Choice
 from serve.messages import ExpertReply, UpstreamCost
+from serve.observing.watch import Stopwatch
 from serve.receipts import passthrough_receipt
 from serve.schemas.receipt import Receipt, Upstream
 from serve.schemas.tryon import TryOnOptions
 from serve.steps import TryOnWork
-from serve.telemetry import Stopwatch
 
 
 def receipt(**reply: object) -> Receipt:

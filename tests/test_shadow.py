@@ -38,6 +38,7 @@ from serve.experiments.book import RoutingTable
 from serve.experiments.shadow import find_challenger, is_sampled
 from serve.imaging.limits import ImageLimits
 from serve.messages import ExpertReply, ExpertRequest
+from serve.observing.watch import Stopwatch
 from serve.pipeline import Pipeline
 from serve.policy import TenantPolicy
 from serve.schemas.tryon import TryOnOptions
@@ -47,7 +48,6 @@ from serve.store.experiment_tables import ExperimentState
 from serve.store.experiments import insert_experiment
 from serve.store.exposures import Seen, read_exposures
 from serve.store.tables import Asset, AssetKind
-from serve.telemetry import Stopwatch
 from tests.fakes import build_local_api
 from tests.pictures import box_mask, encoded, photo
 

@@ -33,6 +33,7 @@ from serve.experiments.allocation import allocate
 from serve.experiments.assignment import Assignment
 from serve.imaging.limits import ImageLimits
 from serve.messages import ExpertReply, ExpertRequest
+from serve.observing.watch import Stopwatch
 from serve.pipeline import Pipeline
 from serve.schemas.tryon import TryOnOptions
 from serve.steps import Sighting, TryOnResult, TryOnWork
@@ -46,7 +47,6 @@ from serve.store.experiment_tables import (
 from serve.store.exposures import Seen, read_exposures
 from serve.store.outcomes import NewOutcome, record_outcomes
 from serve.store.routing import bump_routing
-from serve.telemetry import Stopwatch
 from tests.pictures import box_mask, encoded, photo
 from tests.stores import START, FakeClock, add_tenant
 

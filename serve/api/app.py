@@ -32,6 +32,7 @@ from serve.api.tenants import build_audit_router, build_tenants_router
 from serve.api.tryon import build_tryon_router
 from serve.api.usage import build_usage_router
 from serve.api.versions import build_versions_router
+from serve.api.watching import Watching
 from serve.api.webhooks import build_webhooks_router
 from serve.catalog import Catalog
 from serve.choosing import Chooser
@@ -98,6 +99,7 @@ def build_api(
     app.add_middleware(Authentication, find_caller=services.keys.find_caller)
     app.add_middleware(BodyLimit, max_body_bytes=router_config.max_body_mib * 2**20)
     app.add_middleware(RequestContext, is_echoed_outside=is_id_echoed_outside)
+    app.add_middleware(Watching, meter=services.meter)
     app.include_router(
         build_tryon_router(
             pipeline, chooser, limits, fetch, router_config.default_timeout_s, services

@@ -5,6 +5,7 @@ from typing import Protocol
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api.problems import problem_response
+from serve.api.watching import watch_of
 from serve.errors import Sm4llError
 from serve.tenancy.caller import Caller
 from serve.tenancy.keys import unauthenticated
@@ -35,7 +36,8 @@ class Authentication:
             return
         state = scope.setdefault("state", {})
         try:
-            state["caller"] = await self._find_caller(_read_token(scope))
+            with watch_of(scope).stage("authenticate"):
+                state["caller"] = await self._find_caller(_read_token(scope))
         except Sm4llError as exc:
             await problem_response(exc, str(state.get("request_id", "")))(scope, receive, send)
             return

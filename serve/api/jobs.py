@@ -14,6 +14,7 @@ from serve.api.job_cards import CardMaker
 from serve.api.paging import DEFAULT_LIMIT, After, Limit
 from serve.api.pictures import FetchPicture, fetch_pictures
 from serve.api.responses import problems
+from serve.api.watching import watch_of
 from serve.catalog import Catalog
 from serve.choosing import Chooser
 from serve.config import FetchConfig
@@ -21,6 +22,7 @@ from serve.fetching.post import check_webhook_url
 from serve.imaging.limits import ImageLimits
 from serve.jobs.quote import PredictUnits
 from serve.jobs.submission import Pictures, Submission
+from serve.observing.watch import Stopwatch
 from serve.schemas.jobs import JobCard, JobJson, JobOptions, JobPage, JobStatus
 from serve.services import Services
 from serve.store.claims import Claims
@@ -29,7 +31,6 @@ from serve.store.engine import Database
 from serve.store.ids import derive_id, new_id
 from serve.store.jobs import find_place, get_job, list_jobs
 from serve.store.tables import Job, JobState
-from serve.telemetry import Stopwatch
 from serve.tenancy.assets import AssetStore
 from serve.tenancy.caller import Caller
 
@@ -72,7 +73,7 @@ class JobDesk:
         # Before anything is fetched for nothing.
         job_id = repeatable_id(request, "job") or new_id("job")
         choice = await self._submission.choose(caller, options, job_id)
-        pictures = await self._gather(caller, form)
+        pictures = await self._gather(caller, form, watch_of(request.scope))
         job = await self._submission.submit(caller, options, pictures, choice, job_id)
         return await self.describe(job)
 
@@ -80,9 +81,9 @@ class JobDesk:
         repeated_id = repeatable_id(request, "job")
         return await self.describe(await self._submission.repeat(caller, job_id, repeated_id))
 
-    async def _gather(self, caller: Caller, form: TryOnForm) -> Pictures:
+    async def _gather(self, caller: Caller, form: TryOnForm, watch: Stopwatch) -> Pictures:
         load = partial(self._assets.load, caller.tenant_id, is_live=True)
-        body = await fetch_pictures(form, self._fetch, self._timeout_s, Stopwatch(), load=load)
+        body = await fetch_pictures(form, self._fetch, self._timeout_s, watch, load=load)
         sent = {"person": form.person, "product": form.product, "mask": form.mask}
         known = {name: one.id for name, one in sent.items() if isinstance(one, PictureAsset)}
         return Pictures(body.person, body.product, body.mask, known)

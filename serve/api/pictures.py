@@ -9,8 +9,8 @@ from typing import Protocol
 
 from serve.api.forms import Picture, PictureAsset, PictureUrl, TryOnForm
 from serve.errors import DeadlineExceeded, FetchRefused, ImageTooLarge, NotFound
+from serve.observing.watch import Stopwatch
 from serve.schemas.tryon import TryOnOptions
-from serve.telemetry import Stopwatch
 
 
 class FetchPicture(Protocol):

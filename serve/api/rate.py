@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api.problems import problem_response
+from serve.api.watching import watch_of
 from serve.errors import Sm4llError
 from serve.tenancy.caller import Caller
 
@@ -23,7 +24,8 @@ class RateLimit:
         caller = state.get("caller")
         if isinstance(caller, Caller):
             try:
-                await self._hit(caller.tenant_id, caller.policy.requests_per_minute)
+                with watch_of(scope).stage("admit"):
+                    await self._hit(caller.tenant_id, caller.policy.requests_per_minute)
             except Sm4llError as exc:
                 response = problem_response(exc, str(state.get("request_id", "")))
                 await response(scope, receive, send)

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import secrets
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from serve.api.identity import SECURITY, caller_of
 from serve.api.pictures import FetchPicture, fetch_pictures
 from serve.api.problems import request_id_of
 from serve.api.responses import problems
+from serve.api.watching import watch_of
 from serve.choosing import Chooser, party_of
 from serve.errors import InvalidRequest
 from serve.imaging.limits import ImageLimits
@@ -23,7 +25,6 @@ from serve.pipeline import Pipeline
 from serve.schemas.tryon import OutputImage, TryOnAnswer, TryOnJson, TryOnOptions
 from serve.services import Services
 from serve.steps import TryOnResult, TryOnWork
-from serve.telemetry import Stopwatch
 from serve.tenancy.account import EXPIRY_MARGIN_S, Account, budget_of
 from serve.tenancy.caller import Caller
 from serve.tenancy.ledger import UsageLedger
@@ -51,21 +52,24 @@ def build_tryon_router(
     )
     async def tryon(request: Request) -> Response:
         """Answers the picture, or JSON with picture and receipt for `Accept: application/json`."""
-        watch = Stopwatch()
+        watch = watch_of(request.scope)
         caller = caller_of(request)
         caller.require("tryon")
         policy = caller.policy
         expires_s = timeout_s + EXPIRY_MARGIN_S
-        async with services.limits.hold(caller.tenant_id, policy.concurrency, expires_s):
+        async with AsyncExitStack() as stack:
+            with watch.stage("admit"):
+                held = services.limits.hold(caller.tenant_id, policy.concurrency, expires_s)
+                await stack.enter_async_context(held)
             with watch.stage("read"):
                 form = await read_tryon(request, limits.max_bytes)
             as_json = _wants_json(request.headers.get("accept", "*/*"), form.options)
             request_id = request_id_of(request)
             party = party_of(caller, form.options, request_id)
-            # Before anything is fetched for nothing.
-            choice = await chooser.choose(
-                form.options, party, policy, may_name_version=caller.may_name_version
-            )
+            with watch.stage("choose"):  # before anything is fetched for nothing
+                choice = await chooser.choose(
+                    form.options, party, policy, may_name_version=caller.may_name_version
+                )
             load = partial(services.assets.load, caller.tenant_id, is_live=True)
             body = await fetch_pictures(form, fetch, timeout_s, watch, load=load)
             work = TryOnWork(
@@ -82,17 +86,22 @@ def build_tryon_router(
                 account=_account(services.ledger, caller, request),
             )
             result = await pipeline.run(work, watch)
-        receipt = result.receipt
-        pictures = (receipt.person, receipt.product, receipt.mask)
-        note_reference(request, *(one.sha256 for one in pictures if one is not None))
-        headers = _headers(result, watch)
-        if body.options.output == "layers":
-            return Response(result.layers, 200, headers, "application/zip")
-        if as_json:
-            return JSONResponse(_answer(result).model_dump(mode="json"), 200, headers)
-        return Response(result.files[0], 200, headers, result.media_type)
+        with watch.stage("answer"):
+            return _respond(request, result, as_json, body.options.output)
 
     return router
+
+
+def _respond(request: Request, result: TryOnResult, as_json: bool, output: str) -> Response:
+    receipt = result.receipt
+    pictures = (receipt.person, receipt.product, receipt.mask)
+    note_reference(request, *(one.sha256 for one in pictures if one is not None))
+    headers = _headers(result)
+    if output == "layers":
+        return Response(result.layers, 200, headers, "application/zip")
+    if as_json:
+        return JSONResponse(_answer(result).model_dump(mode="json"), 200, headers)
+    return Response(result.files[0], 200, headers, result.media_type)
 
 
 def _account(ledger: UsageLedger, caller: Caller, request: Request) -> Account:
@@ -135,7 +144,7 @@ def _wants_json(accept: str, options: TryOnOptions) -> bool:
     return quality["json"] > quality["image"]
 
 
-def _headers(result: TryOnResult, watch: Stopwatch) -> dict[str, str]:
+def _headers(result: TryOnResult) -> dict[str, str]:
     receipt = result.receipt
     chosen = {} if receipt.experiment is None else {"Sm4ll-Experiment": receipt.experiment}
     return {
@@ -147,7 +156,6 @@ def _headers(result: TryOnResult, watch: Stopwatch) -> dict[str, str]:
         "Sm4ll-Seed": str(receipt.seed),
         "Sm4ll-Preview": str(receipt.preview).lower(),
         "Sm4ll-Outside-Max-Diff": str(receipt.outside.max_abs_diff),
-        "Server-Timing": watch.server_timing(),
     }
 
 

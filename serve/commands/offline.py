@@ -14,13 +14,13 @@ from serve.demo.cases import demo_cases
 from serve.errors import RequestError, Sm4llError, SubjectNotFound
 from serve.imaging.limits import ImageLimits
 from serve.messages import Expert, ExpertRequest, SegmentReply, SegmentRequest
+from serve.observing.watch import Stopwatch
 from serve.pairs import Pair
 from serve.pipeline import Pipeline
 from serve.prepare import Plan, build_work, name_maker
 from serve.schemas.receipt import Quality
 from serve.schemas.tryon import MaskConvention
 from serve.steps import Prepared, TryOnWork
-from serve.telemetry import Stopwatch
 
 
 @dataclass(frozen=True, slots=True)

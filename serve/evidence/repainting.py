@@ -14,9 +14,9 @@ from serve.catalog import Choice
 from serve.errors import Cancelled, CapacityError, ReplicaLost, Sm4llError
 from serve.evidence.composites import MEDIA_TYPE, compose_crop, encode_pictures
 from serve.messages import ExpertReply, ExpertRequest
+from serve.observing.watch import Stopwatch
 from serve.steps import Prepared, Sighting, TryOnWork, check_reply
 from serve.store.tables import AssetKind
-from serve.telemetry import Stopwatch
 from serve.tenancy.assets import PictureStore
 
 T = TypeVar("T")

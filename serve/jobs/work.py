@@ -17,6 +17,7 @@ from serve.errors import InvalidRequest
 from serve.imaging.limits import ImageLimits, check_num_bytes
 from serve.jobs.progress import ProgressWriter
 from serve.jobs.run import JobOutcome, JobRun
+from serve.observing.watch import Stopwatch
 from serve.schemas.tryon import TryOnOptions
 from serve.steps import TryOnResult, TryOnWork
 from serve.store.columns import utc_now
@@ -24,7 +25,6 @@ from serve.store.engine import Database
 from serve.store.events import append_event
 from serve.store.leases import Claim
 from serve.store.tables import AssetKind
-from serve.telemetry import Stopwatch
 from serve.tenancy.assets import AssetStore, PictureStore
 
 ZIP = "application/zip"

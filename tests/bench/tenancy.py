@@ -45,6 +45,7 @@ from serve.fetching.fetch import Fetcher
 from serve.imaging.limits import ImageLimits
 from serve.local import APP_NAME, LocalCluster, LocalOptions
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
+from serve.observing.watch import Stopwatch
 from serve.pipeline import Pipeline
 from serve.policy import TenantPolicy
 from serve.router import _Transports, map_handle_errors
@@ -52,7 +53,6 @@ from serve.schemas.keys import NewKey
 from serve.schemas.tenants import NewTenant
 from serve.settings import free_port
 from serve.steps import TryOnWork
-from serve.telemetry import Stopwatch
 from tests.bench.gateway import (
     BODY_BYTES,
     CONNECTIONS,

@@ -1,0 +1,1 @@
+"""Time, counts and traces of what happens, by the names that serve/telemetry.py lists."""
