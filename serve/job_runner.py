@@ -25,12 +25,12 @@ from serve.jobs.runner import Runner
 from serve.jobs.windows import plan_windows
 from serve.jobs.work import build_forget
 from serve.ray_meter import RayMeter
-from serve.router import map_handle_errors
 from serve.served import shorten_traceback
 from serve.services import open_services
 from serve.settings import Settings
 from serve.store.columns import utc_now
 from serve.store.ledger import release_expired
+from serve.transports import map_handle_errors
 
 ROUTER = "Router"
 # A chore that waits for the database gives up by itself long before this.

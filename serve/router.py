@@ -2,19 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve as rayserve
-from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    RequestCancelledError,
-)
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.bundle import Bundle
@@ -23,106 +19,33 @@ from serve.api.app import build_api
 from serve.api.models import State
 from serve.catalog import Catalog
 from serve.config import DeployedVersion, FamilyConfig, VersionId
-from serve.designs import MetricName
-from serve.errors import (
-    Cancelled,
-    GenerationFailed,
-    Overloaded,
-    ReplicaLost,
-    Sm4llError,
-    StoreUnavailable,
-)
+from serve.errors import StoreUnavailable
 from serve.evidence.witness import Witnesses
 from serve.experiments.book import REFRESH_AGE_S
 from serve.experiments.versions import Wish
 from serve.fetching.fetch import Fetcher
 from serve.fleet import FleetWatch
-from serve.imaging.cutouts import cut_for_judge
 from serve.imaging.limits import ImageLimits
 from serve.jobs.run import JobOutcome, JobRun
 from serve.jobs.work import JobWork
-from serve.messages import ExpertReply, ExpertRequest, JudgeReply, SegmentReply, SegmentRequest
+from serve.messages import SegmentReply, SegmentRequest
 from serve.newcomers import Newcomers
 from serve.permits import Seats
-from serve.pipeline import ExpertCaller, ExpertFollower, OnStep, Pipeline
+from serve.pipeline import Pipeline
 from serve.ray_meter import RayMeter
 from serve.served import app_of, expert_name, segmenter_name
 from serve.services import open_services, require_current_schema
 from serve.settings import Settings
 from serve.shadows import open_shadows
+from serve.transports import (
+    JudgeCaller,
+    Transports,
+    create_expert_caller,
+    create_expert_follower,
+    map_handle_errors,
+)
 
 PING_TIMEOUT_S = 2.0
-TELL_TIMEOUT_S = 30.0
-RETRY_AFTER_S = 2.0
-# Median of one call: 1 MB takes 3.4 ms by gRPC and 7.1 ms through the object store, 3 MiB takes
-# 24.7 and 9.7 ms (Ray 2.60, 2 cores).
-GRPC_MAX_BYTES = 1_500_000
-
-
-@contextmanager
-def map_handle_errors(deployment: str) -> Iterator[None]:
-    """Translate what a Ray handle raises into our tree.
-
-    Raises:
-        Sm4llError: whatever the replica raised, unwrapped; or Overloaded, GenerationFailed.
-    """
-    try:
-        yield
-    except RayTaskError as exc:
-        if isinstance(exc.cause, Sm4llError):
-            raise exc.cause from None
-        raise GenerationFailed(f"{deployment} failed: {exc.cause!r}") from exc
-    except BackPressureError as exc:
-        detail = f"{deployment} has {exc.args[0]} requests waiting"
-        raise Overloaded(detail, retry_after_s=exc.retry_after_s or RETRY_AFTER_S) from exc
-    except DeploymentUnavailableError as exc:
-        raise Overloaded(f"{deployment} is not available", retry_after_s=10.0) from exc
-    except RayActorError as exc:
-        # The replica died with the request on it; Serve replaces it.
-        raise ReplicaLost(f"{deployment} lost its replica", retry_after_s=RETRY_AFTER_S) from exc
-    except (RequestCancelledError, TaskCancelledError) as exc:
-        raise Cancelled(f"the call to {deployment} was cancelled") from exc
-
-
-class _Transports:
-    """One deployment's handle, by gRPC and by reference."""
-
-    def __init__(self, handle: DeploymentHandle):
-        # Plain pickle: every type that crosses is importable on both sides, and cloudpickle's
-        # search for what is not costs more than the hop itself.
-        self._by_value = handle.options(
-            _by_reference=False, request_serialization="pickle", response_serialization="pickle"
-        )
-        self._by_reference = handle.options(_by_reference=True)
-
-    def choose(self, num_bytes: int) -> DeploymentHandle:
-        return self._by_value if num_bytes <= GRPC_MAX_BYTES else self._by_reference
-
-    async def tell_all(self, method: str, *args: object) -> None:
-        """Call a method of every replica; where none runs, nobody has to be told."""
-        try:
-            async with asyncio.timeout(TELL_TIMEOUT_S):
-                await self._by_reference.broadcast(method, *args).results_async()
-        except DeploymentUnavailableError:
-            return
-
-
-class _JudgeCaller:
-    """Asks the judge about the first picture of a reply."""
-
-    def __init__(self, handle: DeploymentHandle):
-        self._transports = _Transports(handle)
-
-    async def __call__(
-        self, request: ExpertRequest, reply: ExpertReply
-    ) -> Mapping[MetricName, float]:
-        asked = await asyncio.to_thread(cut_for_judge, request, reply)
-        if asked is None:
-            return {}
-        with map_handle_errors("the judge"):
-            handle = self._transports.choose(asked.num_bytes)
-            judged: JudgeReply = await handle.judge.remote(asked)
-        return {name: value for name, value in judged.metrics.items()}
 
 
 class Router:
@@ -150,8 +73,8 @@ class Router:
             max_side_px=config.max_side_px,
         )
         self._fetch = Fetcher(config.fetch, self._limits.max_bytes)
-        self._segmenters = {masker: _Transports(handle) for masker, handle in segmenters.items()}
-        self._experts = {version: _Transports(handle) for version, handle in experts.items()}
+        self._segmenters = {masker: Transports(handle) for masker, handle in segmenters.items()}
+        self._experts = {version: Transports(handle) for version, handle in experts.items()}
         self._threads = ThreadPoolExecutor(config.num_imaging_threads, thread_name_prefix="imaging")
         self._logger = logging.getLogger("ray.serve")
         settings = Settings()
@@ -160,14 +83,20 @@ class Router:
         self._services = open_services(settings, config, self._meter)
         self._services.recorder.use_price(family.pricing.usd_per_gpu_second)
         if judge is not None:
-            self._services.recorder.use_judge(_JudgeCaller(judge))
+            self._services.recorder.use_judge(JudgeCaller(judge))
         self._seats = Seats(family, bundles)
         self._gate = self._seats.gate
         self._fleet = FleetWatch()
         self._app_name = rayserve.get_replica_context().app_name
         self._family_maskers = frozenset(segmenters)
-        self._callers = {version: self._expert_caller(version) for version in self._experts}
-        self._followers = {version: self._expert_follower(version) for version in self._experts}
+        self._callers = {
+            version: create_expert_caller(version, self._experts[version])
+            for version in self._experts
+        }
+        self._followers = {
+            version: create_expert_follower(version, self._experts[version])
+            for version in self._experts
+        }
         self._newcomers = Newcomers(
             catalog=self._catalog,
             seats=self._seats,
@@ -252,8 +181,8 @@ class Router:
         """Have handles to an added version, and to its segmenter where the family has none."""
         version, masker_id = wish.version, wish.bundle.masker.id
         self._experts[version] = self._reach(expert_name(version))
-        self._callers[version] = self._expert_caller(version)
-        self._followers[version] = self._expert_follower(version)
+        self._callers[version] = create_expert_caller(version, self._experts[version])
+        self._followers[version] = create_expert_follower(version, self._experts[version])
         if masker_id not in self._family_maskers:
             self._segmenters[masker_id] = self._reach(segmenter_name(masker_id))
 
@@ -265,12 +194,12 @@ class Router:
         if masker_id not in self._family_maskers | others:
             self._segmenters.pop(masker_id, None)
 
-    def _reach(self, name: str) -> _Transports:
+    def _reach(self, name: str) -> Transports:
         # Without asking the controller, on the loop, whether it exists: it is ready.
         handle = rayserve.get_deployment_handle(
             name, app_of(self._app_name, name), _check_exists=False, _record_telemetry=False
         )
-        return _Transports(handle)
+        return Transports(handle)
 
     async def _segment(self, request: SegmentRequest) -> SegmentReply:
         with map_handle_errors(f"the segmenter {request.masker}"):
@@ -278,48 +207,13 @@ class Router:
             reply: SegmentReply = await handle.segment.remote(request)
         return reply
 
-    def _expert_caller(self, version: VersionId) -> ExpertCaller:
-        transports = self._experts[version]
-
-        async def call(request: ExpertRequest) -> ExpertReply:
-            with map_handle_errors(version):
-                response = transports.choose(request.num_bytes).generate.remote(request)
-                try:
-                    reply: ExpertReply = await response
-                except asyncio.CancelledError:
-                    # Serve does that for calls of a request that is closed, for no others.
-                    response.cancel()
-                    raise
-            return reply
-
-        return call
-
-    def _expert_follower(self, version: VersionId) -> ExpertFollower:
-        transports = self._experts[version]
-
-        async def follow(request: ExpertRequest, on_step: OnStep) -> ExpertReply:
-            handle = transports.choose(request.num_bytes).options(stream=True)
-            stream = handle.generate_steps.remote(request)
-            try:
-                with map_handle_errors(version):
-                    async for told in stream:
-                        if isinstance(told, ExpertReply):
-                            return told
-                        on_step(*told)
-            except asyncio.CancelledError:
-                stream.cancel()
-                raise
-            raise GenerationFailed(f"{version} ended without an answer")
-
-        return follow
-
     async def _forget(self, content_hashes: Collection[str]) -> None:
         """What was erased is remembered by no replica any more.
 
         One that cannot be reached is logged, not waited for: its memory ends with it at the latest.
         """
         gone = frozenset(content_hashes)
-        told: dict[str, tuple[_Transports, tuple[object, ...]]] = {
+        told: dict[str, tuple[Transports, tuple[object, ...]]] = {
             **{f"segmenter {name}": (one, (gone,)) for name, one in self._segmenters.items()},
             **{version: (one, ()) for version, one in self._experts.items()},
         }
@@ -329,7 +223,7 @@ class Router:
             if isinstance(outcome, Exception):
                 self._logger.error("%s was not told what to forget: %r", name, outcome)
 
-    async def _answers(self, transports: "_Transports") -> bool:
+    async def _answers(self, transports: Transports) -> bool:
         try:
             async with asyncio.timeout(PING_TIMEOUT_S):
                 await _awaited(transports.choose(0).ping.remote())

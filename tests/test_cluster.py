@@ -181,7 +181,7 @@ def test_handle_errors_arrive_as_ours(api: Client) -> None:
     from ray.exceptions import RayTaskError
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-    from serve.router import map_handle_errors
+    from serve.transports import map_handle_errors
 
     def raised(error: BaseException) -> BaseException:
         with pytest.raises(Sm4llError) as caught, map_handle_errors("eye@1"):

@@ -48,11 +48,11 @@ from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequ
 from serve.observing.watch import Stopwatch
 from serve.pipeline import Pipeline
 from serve.policy import TenantPolicy
-from serve.router import _Transports, map_handle_errors
 from serve.schemas.keys import NewKey
 from serve.schemas.tenants import NewTenant
 from serve.settings import free_port
 from serve.steps import TryOnWork
+from serve.transports import Transports, map_handle_errors
 from tests.bench.gateway import (
     BODY_BYTES,
     CONNECTIONS,
@@ -111,7 +111,7 @@ class BareRouter:
         self._family = family
         self._limits = ImageLimits()
         self._fetch = Fetcher(family.router.fetch, self._limits.max_bytes)
-        self._experts = {version: _Transports(handle) for version, handle in experts.items()}
+        self._experts = {version: Transports(handle) for version, handle in experts.items()}
         self._pipeline = Pipeline(
             catalog=Catalog(family, bundles),
             segment=self._segment,
