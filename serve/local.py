@@ -23,7 +23,7 @@ from serve.app import AppArgs, build_app
 from serve.errors import ConfigError
 from serve.scaling import POLICY
 from serve.served import shorten_traceback
-from serve.settings import Settings, export_data_dir
+from serve.settings import Settings, export_data_dir, forget_metrics, free_port, metrics_file
 from serve.tenancy.embedded import prepare_store
 
 APP_NAME = "sm4ll"
@@ -53,6 +53,8 @@ class LocalOptions:
     timeout_s: float = 180.0
     data_dir: Path | None = None
     """Where rows, blobs and the local key are kept; as the settings say when absent."""
+    metrics_port: int | None = None
+    """Where this node's metrics are to be read; any free port when absent."""
 
 
 class LocalCluster:
@@ -61,6 +63,7 @@ class LocalCluster:
     def __init__(self, options: LocalOptions):
         self._options = options
         self._api_key: str | None = None
+        self._metrics_port = options.metrics_port or free_port()
 
     @property
     def url(self) -> str:
@@ -70,6 +73,11 @@ class LocalCluster:
     def api_key(self) -> str | None:
         """The local key; known once `start` has begun."""
         return self._api_key
+
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus reads what every process of this node recorded."""
+        return f"http://127.0.0.1:{self._metrics_port}/metrics"
 
     @property
     def is_running(self) -> bool:
@@ -86,6 +94,7 @@ class LocalCluster:
         """
         options = self._options
         _require_free_port(options.host, options.port)
+        _require_free_port("127.0.0.1", self._metrics_port)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         args = AppArgs(family=(options.family or Settings().family).resolve())
         self._api_key = self._prepare_store()
@@ -99,7 +108,9 @@ class LocalCluster:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
+            _metrics_export_port=self._metrics_port,
         )
+        metrics_file(Settings()).write_text(f"{self.metrics_url}\n")
         http_options = {"host": options.host, "port": options.port, "request_timeout_s": 120.0}
         rayserve.start(http_options=http_options)
         _deploy(args)
@@ -127,6 +138,7 @@ class LocalCluster:
     def stop(self) -> None:
         """Stop Serve, then Ray. Safe to call twice, and after a failed start."""
         if self.is_running:
+            forget_metrics(Settings(), self.metrics_url)
             # The controller kills itself while answering, which Ray prints as a failed task.
             with contextlib.redirect_stdout(io.StringIO()):
                 rayserve.shutdown()

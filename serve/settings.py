@@ -24,6 +24,8 @@ RAY_FLAGS: Mapping[str, str] = {
     # Nobody balances load over a laptop: stopping need not wait 30 s for balancers to notice.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.5",
+    # Ray's default of 10 s is for clusters of hundreds of nodes.
+    "RAY_metrics_report_interval_ms": "2000",
     # Nobody reads Ray's usage report from a laptop, and it tries to leave the machine.
     "RAY_USAGE_STATS_ENABLED": "0",
 }
@@ -65,12 +67,25 @@ class Settings(BaseSettings):
 
 
 LOCAL_KEY_FILE = "local.key"
+METRICS_FILE = "local.metrics"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def local_key_file(settings: Settings) -> Path:
     """Where the token of the embedded default's key lies."""
     return settings.data_dir.expanduser().absolute() / LOCAL_KEY_FILE
+
+
+def metrics_file(settings: Settings) -> Path:
+    """Says where the metrics of the local cluster are, while one runs on that data."""
+    return settings.data_dir.expanduser().absolute() / METRICS_FILE
+
+
+def forget_metrics(settings: Settings, url: str) -> None:
+    """Take that address back, where no other cluster has written its own since."""
+    file = metrics_file(settings)
+    if file.is_file() and file.read_text().strip() == url:
+        file.unlink()
 
 
 def find_api_key(settings: Settings, url: str) -> str | None:

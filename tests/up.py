@@ -49,6 +49,7 @@ class Up:
     url: str
     key: str
     database_url: str
+    metrics_url: str
 
     @property
     def is_alive(self) -> bool:
@@ -102,7 +103,8 @@ def running(
         try:
             _wait_until_ready(url, process, folder)
             key = (folder / "data/local.key").read_text().strip()
-            yield Up(process, url, key, database_url)
+            metrics_url = (folder / "data/local.metrics").read_text().strip()
+            yield Up(process, url, key, database_url, metrics_url)
         finally:
             _stop(process)
 

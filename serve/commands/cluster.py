@@ -18,7 +18,14 @@ from serve.client import Client
 from serve.commands.connection import connect
 from serve.commands.console import Family, Port, err, out
 from serve.demo.cases import demo_cases
-from serve.settings import Settings, export_data_dir, export_ray_flags, free_port, local_key_file
+from serve.settings import (
+    Settings,
+    export_data_dir,
+    export_ray_flags,
+    free_port,
+    local_key_file,
+    metrics_file,
+)
 
 DETACH_TIMEOUT_S = 180.0
 Data = Annotated[
@@ -33,6 +40,9 @@ def up(
     family: Family = None,
     data: Data = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready.")] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Where Prometheus reads; any free port when absent.")
+    ] = None,
 ) -> None:
     """Start a local cluster with the whole family; Ctrl-C stops it.
 
@@ -42,14 +52,15 @@ def up(
     if data is not None:
         export_data_dir(data)
     if detach:
-        _detach(port, host, family)
+        _detach(port, host, family, metrics_port)
         return
     stopped = threading.Event()
     _stop_on_signals(stopped)
     export_ray_flags()
     from serve.local import LocalCluster, LocalOptions, StartFailed
 
-    cluster = LocalCluster(LocalOptions(family=family, host=host, port=port))
+    options = LocalOptions(family=family, host=host, port=port, metrics_port=metrics_port)
+    cluster = LocalCluster(options)
     try:
         with _StartProgress() as progress:
             cluster.start(progress.show, stopped)
@@ -102,6 +113,8 @@ class _StartProgress:
 def _say_ready(url: str) -> None:
     case = demo_cases()[0]  # pictures that are there, so that the line works as it stands
     out.print(f"\nReady at {url}   (API: {url}/docs)")
+    metrics_url = metrics_file(Settings()).read_text().strip()
+    out.print(f"Metrics: {metrics_url}   (look at them: sm4ll top)", highlight=False)
     key_file = local_key_file(Settings())
     out.print(
         f"Key: {key_file.read_text().strip()}   (in {key_file})", markup=False, highlight=False
@@ -120,13 +133,15 @@ def _pid_file(port: int) -> Path:
     return Settings().state_dir / f"up-{port}.pid"
 
 
-def _detach(port: int, host: str, family: Path | None) -> None:
+def _detach(port: int, host: str, family: Path | None, metrics_port: int | None) -> None:
     pid_file = _pid_file(port)
     pid_file.parent.mkdir(parents=True, exist_ok=True)
     log = pid_file.with_suffix(".log")
     command = [sys.executable, "-m", "serve.cli", "up", "--port", str(port), "--host", host]
     if family is not None:
         command += ["--family", str(family.resolve())]
+    if metrics_port is not None:
+        command += ["--metrics-port", str(metrics_port)]
     with log.open("wb") as log_file:
         process = subprocess.Popen(
             command, stdout=log_file, stderr=log_file, stdin=subprocess.DEVNULL,
