@@ -23,6 +23,7 @@ from deployments.recipes import BackendConfig, Diffusion, Drillable, WarpConfig
 from serve.config import Config, FamilyConfig, VersionId, load_yaml
 from serve.errors import ConfigError
 from serve.messages import Expert
+from serve.objectives import check_objectives
 from serve.schemas.receipt import Quality
 
 MASKED_EXPERTS: Mapping[str, tuple[Expert, ...]] = {
@@ -219,6 +220,7 @@ def load_family(path: Path) -> tuple[FamilyConfig, dict[VersionId, Bundle]]:
         _check_licence(path, bundles[deployed.version], deployed.allow_noncommercial)
     for shared in family.shared:
         _check_base(path, [bundles[d.version] for d in family.experts if d.shared == shared.name])
+    check_objectives(family, path)
     return family, bundles
 
 

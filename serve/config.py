@@ -3,6 +3,7 @@
 Defaults live here and nowhere else; the YAML holds what differs.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -263,6 +264,43 @@ class PricingConfig(Config):
     """None: usage is shown in GPU-seconds alone."""
 
 
+Promise = Annotated[float, Field(ge=0.95, lt=1)]
+"""Below 0.95 even a total failure would not burn the budget as fast as what pages somebody."""
+
+
+class Objective(Config):
+    """What whoever calls one expert may rely on; jobs are outside of it."""
+
+    availability: Promise = 0.995
+    """Share of try-ons that do not fail because of us (5xx, full queues and missed deadlines
+    among them). What the caller must change, and who leaves, count on neither side."""
+    latency_s: PositiveFloat = 2.5
+    """A try-on that succeeds within this is a fast one, from arrival to answer. One of the bounds
+    of `sm4ll_tryon_duration_seconds`: between them nothing is known."""
+    latency_share: Promise = 0.95
+    """Share of the successful try-ons that are fast."""
+
+
+class SloConfig(Objective):
+    """The objectives: of all experts, and where one differs."""
+
+    experts: Mapping[Expert, Objective] = {}
+    """What is not said here of an expert is as for all."""
+    window_days: Literal[28, 30] = 30
+    """What the objectives are counted over."""
+    min_bad_events: PositiveInt = 10
+    """Fewer within an alert's long window alert nobody: one failure of three is no outage."""
+
+    def of(self, expert: Expert) -> Objective:
+        own = self.experts.get(expert, Objective())
+        return Objective.model_validate(
+            {
+                name: getattr(own if name in own.model_fields_set else self, name)
+                for name in Objective.model_fields
+            }
+        )
+
+
 class FamilyConfig(Config):
     """What one cluster serves."""
 
@@ -276,6 +314,8 @@ class FamilyConfig(Config):
     """Evidence by models; none when absent."""
     weights: WeightsConfig = WeightsConfig()
     pricing: PricingConfig = PricingConfig()
+    slo: SloConfig = SloConfig()
+    """What alerts are rendered from, with `sm4ll observability render`."""
     shared: tuple[SharedReplicas, ...] = ()
     experts: tuple[DeployedVersion, ...] = Field(min_length=1)
     """In order: the first version of an expert is the one a request gets by default."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(p for top in ("serve", "deployments") for p in (ROOT / top).rglob("*.py"))
+SOURCES = sorted(p for top in ("serve", "deployments", "k8s") for p in (ROOT / top).rglob("*.py"))
 MAY_IMPORT_RAY = {
     "serve/added.py",
     "serve/app.py",
