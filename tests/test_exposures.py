@@ -1,11 +1,13 @@
 """What an experiment's requests left behind them is read as it was written, once each."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from serve.errors import Conflict
+from serve.evidence.writer import ExposureWriter
 from serve.store.engine import Database, Session
 from serve.store.experiment_tables import Experiment, ExperimentState, Outcome, Verdict
 from serve.store.exposures import (
@@ -196,3 +198,32 @@ async def test_what_has_expired_goes_and_only_of_that_tenant(database: Database)
             assert await remove_expired_exposures(session, "acme", LATER, 1) == expected
     async with database.reading() as session:
         assert [seen.id for seen in await read_exposures(session, "look")] == ["tr_002", "tr_003"]
+
+
+class SlowWriter(ExposureWriter):
+    """Begins to write, and ends when a test says so."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database, 60.0, linger_s=0.0)
+        self.is_asked, self.is_free = asyncio.Event(), asyncio.Event()
+        self.groups: list[int] = []
+
+    async def _insert(self, exposures: list[NewExposure]) -> None:
+        self.groups.append(len(exposures))
+        self.is_asked.set()
+        await self.is_free.wait()
+
+
+async def test_what_comes_while_a_group_is_written_waits_for_company(database: Database) -> None:
+    writer, one = SlowWriter(database), exposure(1)
+    writer.add(one)
+    await writer.is_asked.wait()
+    for _ in range(3):
+        writer.add(one)
+    first, writer._linger_s = writer._task, 3_600.0
+    writer.is_free.set()
+    assert first is not None
+    await first
+    assert writer.groups == [1], "each request would be a transaction of its own"
+    await writer.flush()
+    assert writer.groups == [1, 3]

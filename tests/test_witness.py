@@ -4,14 +4,14 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from sqlalchemy import Connection
 
 from deployments.bundle import Bundle
 from serve import errors
@@ -55,6 +55,7 @@ PICTURES = {
     "product": encoded(photo(64, 64, seed=1)),
     "mask": encoded(box_mask()),
 }
+T = TypeVar("T")
 PAINTED = {"outside", "colour", "pattern", "seam"}
 DESIGN = ExperimentDesign.model_validate(
     {
@@ -113,12 +114,10 @@ class Away(Database):
         self._inner = database
         self.is_away = False
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Session]:
+    async def write(self, work: Callable[[Connection], T]) -> T:
         if self.is_away:
             raise StoreUnavailable("The database does not answer.")
-        async with self._inner.transaction() as session:
-            yield session
+        return await self._inner.write(work)
 
 
 class Rig:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from serve.errors import Conflict, Sm4llError, StoreUnavailable
 from serve.store.columns import utc_now
 from serve.store.engine import Database
-from serve.store.exposures import NewExposure, insert_exposures
+from serve.store.exposures import NewExposure, write_exposures
 
 LINGER_S = 0.5
 """How long an exposure waits for others: a rollout has to act within seconds of what it sees."""
@@ -47,6 +47,7 @@ class ExposureWriter:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_away = False
+        self._num_flushing = 0
         self.num_lost = 0
 
     def add(self, exposure: NewExposure) -> None:
@@ -59,12 +60,16 @@ class ExposureWriter:
     async def flush(self) -> None:
         """Wait until all that waits now is written, or cannot be."""
         num_left = len(self._waiting) + 1
-        while self._task is not None or len(self._waiting) < num_left:
-            num_left = len(self._waiting)
-            self._wake()
-            if self._task is None:
-                return
-            await asyncio.shield(self._task)
+        self._num_flushing += 1
+        try:
+            while self._task is not None or len(self._waiting) < num_left:
+                num_left = len(self._waiting)
+                self._wake()
+                if self._task is None:
+                    return
+                await asyncio.shield(self._task)
+        finally:
+            self._num_flushing -= 1
 
     async def shut_down(self) -> None:
         """Write what waits; what cannot be written is lost."""
@@ -106,6 +111,8 @@ class ExposureWriter:
                 except Exception:
                     logger.exception("a mistake of ours in writing exposures")
                     self._lose(len(taken), "they cannot be written")
+                if not self._num_flushing and len(self._waiting) < MAX_WRITTEN:
+                    return  # what came meanwhile waits for company, as the first did
         finally:
             self._task = None
             if self._waiting:
@@ -129,8 +136,7 @@ class ExposureWriter:
 
     async def _insert(self, exposures: list[NewExposure]) -> None:
         expires_at = self._now() + timedelta(seconds=self._kept_s)
-        async with self._database.transaction() as session:
-            await insert_exposures(session, exposures, expires_at)
+        await self._database.write(lambda to: write_exposures(to, exposures, expires_at))
 
     def _put_back(self, taken: list[NewExposure], error: Sm4llError) -> None:
         if not self._is_away:

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from pydantic_core import from_json
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     Text,
     and_,
     cast,
@@ -21,7 +23,7 @@ from sqlalchemy import (
 
 from serve.store.engine import Session
 from serve.store.experiment_tables import Exposure, Outcome, Verdict
-from serve.store.upserts import insert_into
+from serve.store.upserts import insert_on
 
 KEY = (Exposure.tenant_id, Exposure.id, Exposure.is_shadow)
 IDENTITY = ("tenant_id", "id", "is_shadow")
@@ -98,6 +100,14 @@ NOTHING: frozenset[str] = frozenset()
 async def insert_exposures(
     session: Session, exposures: Sequence[NewExposure], expires_at: datetime
 ) -> int:
+    """`write_exposures`, as a part of the session's transaction."""
+    connection = await session.connection()
+    return await connection.run_sync(write_exposures, exposures, expires_at)
+
+
+def write_exposures(
+    connection: Connection, exposures: Sequence[NewExposure], expires_at: datetime
+) -> int:
     """Write rows, and say how many are new or changed.
 
     A row that is there stays, so that a group may be written twice. Only of a job, whose attempts
@@ -105,7 +115,7 @@ async def insert_exposures(
     before whatever else; in whichever order they come.
 
     Raises:
-        Conflict: a tenant or an experiment is not there; nothing is written.
+        IntegrityError: a tenant or an experiment is not there; nothing is written.
     """
     best: dict[tuple[str, str, bool], NewExposure] = {}
     for one in exposures:
@@ -114,7 +124,14 @@ async def insert_exposures(
             best[key] = one
     if not best:
         return 0
-    insert = insert_into(session, Exposure)
+    rows = [{**_columns_of(one), "expires_at": expires_at} for one in best.values()]
+    return len(connection.execute(_build_upsert(connection.dialect.name), rows).all())
+
+
+@lru_cache
+def _build_upsert(dialect: str) -> Any:
+    """Once: building it takes 0.6 ms, as long as a request takes the router."""
+    insert = insert_on(dialect, Exposure)
     new = insert.excluded
     is_better = or_(new.code == "", and_(new.is_failure, ~Exposure.is_failure))
     changed = {
@@ -122,12 +139,9 @@ async def insert_exposures(
         for column in Exposure.__table__.columns
         if column.name not in IDENTITY
     }
-    upsert = insert.on_conflict_do_update(
+    return insert.on_conflict_do_update(
         index_elements=IDENTITY, set_=changed, where=and_(Exposure.code != "", is_better)
     ).returning(Exposure.id)
-    rows = [{**_columns_of(one), "expires_at": expires_at} for one in best.values()]
-    connection = await session.connection()
-    return len((await connection.execute(upsert, rows)).all())
 
 
 async def read_exposures(

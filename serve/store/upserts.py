@@ -17,4 +17,9 @@ def is_postgres(session: Session) -> bool:
 
 def insert_into(session: Session, table: type[Table]) -> Any:
     """`Upsert` of the session's database; the two classes share their methods, not a base."""
-    return postgresql.insert(table) if is_postgres(session) else sqlite.insert(table)
+    return insert_on(session.get_bind().dialect.name, table)
+
+
+def insert_on(dialect: str, table: type[Table]) -> Any:
+    """As `insert_into`, by the name of the database."""
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
