@@ -16,6 +16,7 @@ from deployments.judges.registry import create_judges
 from serve.config import JudgeConfig, WeightsConfig
 from serve.errors import GenerationFailed, Sm4llError
 from serve.messages import JudgedBy, JudgeReply, JudgeRequest
+from serve.observing.logs import write_json_logs
 
 
 class JudgeReplica:
@@ -29,6 +30,7 @@ class JudgeReplica:
         weights: WeightsConfig,
         create: Callable[[JudgeModels, Path, WeightsConfig], tuple[Judge, ...]] = create_judges,
     ):
+        write_json_logs()
         self._judges = create(models, home, weights)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
         self._batched.set_max_batch_size(config.max_batch_size)

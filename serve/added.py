@@ -26,6 +26,7 @@ from serve.errors import ConfigError
 from serve.experiments.versions import Wish, read_wish
 from serve.fleet import read_details
 from serve.jobs.windows import Windows
+from serve.observing.logs import LOGGING_CONFIG
 from serve.ray_meter import RayMeter
 from serve.served import (
     AppStatus,
@@ -88,7 +89,12 @@ class AddedApps:
             names: of the deployments that it needs.
         """
         targets = [
-            RunTarget(target=self._build(wish, name), name=self._app(name), route_prefix=None)
+            RunTarget(
+                target=self._build(wish, name),
+                name=self._app(name),
+                route_prefix=None,
+                logging_config=LOGGING_CONFIG,
+            )
             for name in names
         ]
         await asyncio.to_thread(

@@ -24,6 +24,7 @@ from serve.jobs.run import JobOutcome, JobRun
 from serve.jobs.runner import Runner
 from serve.jobs.windows import plan_windows
 from serve.jobs.work import build_forget
+from serve.observing.logs import write_json_logs
 from serve.ray_meter import RayMeter
 from serve.served import shorten_traceback
 from serve.services import open_services
@@ -43,6 +44,7 @@ class JobRunner:
     """Runs from the moment it is there; nobody has to call it."""
 
     def __init__(self, family: FamilyConfig, bundles: Mapping[VersionId, Bundle]):
+        write_json_logs()
         context = rayserve.get_replica_context()
         logger = logging.getLogger("ray.serve")
         self._app_name = context.app_name

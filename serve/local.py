@@ -21,6 +21,7 @@ from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from serve.app import AppArgs, build_app
 from serve.errors import ConfigError
+from serve.observing.logs import LOGGING_CONFIG
 from serve.scaling import POLICY
 from serve.served import shorten_traceback
 from serve.settings import Settings, export_data_dir, forget_metrics, free_port, metrics_file
@@ -112,7 +113,7 @@ class LocalCluster:
         )
         metrics_file(Settings()).write_text(f"{self.metrics_url}\n")
         http_options = {"host": options.host, "port": options.port, "request_timeout_s": 120.0}
-        rayserve.start(http_options=http_options)
+        rayserve.start(http_options=http_options, logging_config=LOGGING_CONFIG)
         _deploy(args)
         self._wait(on_progress, stopped)
 
@@ -160,7 +161,7 @@ def _deploy(args: AppArgs) -> None:
     )
     client = _get_global_client()
     assert client is not None  # it raises where there is none
-    client.deploy_apps(ServeDeploySchema(applications=[app]))
+    client.deploy_apps(ServeDeploySchema(applications=[app], logging_config=LOGGING_CONFIG))
 
 
 def _reasons(message: str, deployments: Mapping[str, object]) -> str:

@@ -30,6 +30,7 @@ from serve.jobs.run import JobOutcome, JobRun
 from serve.jobs.work import JobWork
 from serve.messages import SegmentReply, SegmentRequest
 from serve.newcomers import Newcomers
+from serve.observing.logs import log_fields, write_json_logs
 from serve.permits import Seats
 from serve.pipeline import Pipeline
 from serve.ray_meter import RayMeter
@@ -65,6 +66,7 @@ class Router:
             runner: never called: it calls this. Being named here makes it part of the application.
             judge: asked about pictures in experiments, where one is configured.
         """
+        write_json_logs()
         self._catalog = Catalog(family, bundles)
         config = family.router
         self._limits = ImageLimits(
@@ -152,8 +154,9 @@ class Router:
     async def run_job(self, run: JobRun) -> JobOutcome:
         """One attempt at a job, for the runner; it stops at the next step when the call is
         cancelled."""
-        await self._hear_of(run.version)
-        return await self._work(run)
+        with log_fields(request_id=run.job_id, job=run.job_id, tenant=run.tenant_id):
+            await self._hear_of(run.version)
+            return await self._work(run)
 
     async def _hear_of(self, version: VersionId) -> None:
         """The router that accepted the job may have heard of an added version before this one."""

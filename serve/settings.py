@@ -4,7 +4,8 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Literal
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -64,6 +65,10 @@ class Settings(BaseSettings):
     """For versions that FASHN paints."""
     openai_api_key: SecretStr | None = None
     """For versions that OpenAI paints."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Of this system's own loggers."""
+    log_requests: bool = True
+    """Whether the routers write one line for every request that they answer."""
 
 
 LOCAL_KEY_FILE = "local.key"
@@ -98,6 +103,18 @@ def find_api_key(settings: Settings, url: str) -> str | None:
         return local_key_file(settings).read_text().strip() or None
     except OSError:
         return None
+
+
+def known_secrets(settings: Settings) -> tuple[str, ...]:
+    """What of the settings nobody may read: keys, and the passwords of URLs as they are written and
+    as they are meant."""
+    secrets: list[str] = []
+    for _, value in settings:
+        if isinstance(value, SecretStr):
+            text = value.get_secret_value()
+            password = urlsplit(text).password if "://" in text else text
+            secrets += [password, unquote(password)] if password else []
+    return tuple(dict.fromkeys(secrets))
 
 
 def export_data_dir(data_dir: Path) -> None:

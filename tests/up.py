@@ -112,7 +112,7 @@ def running(
 def _start(folder: Path, settings: Mapping[str, str]) -> tuple["subprocess.Popen[bytes]", str]:
     port = free_port()
     command = [
-        *(sys.executable, "-m", "serve.cli", "up", "--port", str(port)),
+        *(sys.executable, "-m", "serve.cli", "up", "--json-log", "--port", str(port)),
         *("--family", str(folder / "family.yaml"), "--data", str(folder / "data")),
     ]
     # Ray's ports and our data belong to the cluster of the other tests.

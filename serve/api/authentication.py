@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve.api.problems import problem_response
 from serve.api.watching import watch_of
 from serve.errors import Sm4llError
+from serve.observing.logs import note_fields
 from serve.tenancy.caller import Caller
 from serve.tenancy.keys import unauthenticated
 
@@ -37,10 +38,11 @@ class Authentication:
         state = scope.setdefault("state", {})
         try:
             with watch_of(scope).stage("authenticate"):
-                state["caller"] = await self._find_caller(_read_token(scope))
+                caller = state["caller"] = await self._find_caller(_read_token(scope))
         except Sm4llError as exc:
             await problem_response(exc, str(state.get("request_id", "")))(scope, receive, send)
             return
+        note_fields(tenant=caller.tenant_id)
         await self._app(scope, receive, send)
 
 

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.problems import problem_response
 from serve.errors import ImageTooLarge, InvalidRequest
+from serve.observing.logs import note_fields
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # A client could switch off timeouts or cancellation, or steer Serve's routing, with these
@@ -56,6 +57,7 @@ class RequestContext:
             if name not in CONTROL_HEADERS and not name.startswith(b"x-serve-router-")
         ]
         scope.setdefault("state", {})["request_id"] = request_id
+        note_fields(request_id=request_id)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -70,6 +72,7 @@ class RequestContext:
             await self._app(scope, receive, send_with_id)
             return
         scope["state"]["request_id"] = ""
+        note_fields(request_id=None)
         error = InvalidRequest(
             "X-Request-Id: not an id", remedy="letters, digits, '.', '_' and '-', at most 128"
         )

@@ -21,6 +21,7 @@ from serve.api.watching import watch_of
 from serve.choosing import Chooser, party_of
 from serve.errors import InvalidRequest
 from serve.imaging.limits import ImageLimits
+from serve.observing.logs import note_fields
 from serve.pipeline import Pipeline
 from serve.schemas.tryon import OutputImage, TryOnAnswer, TryOnJson, TryOnOptions
 from serve.services import Services
@@ -70,6 +71,8 @@ def build_tryon_router(
                 choice = await chooser.choose(
                     form.options, party, policy, may_name_version=caller.may_name_version
                 )
+            bundle = choice.bundle
+            note_fields(expert=bundle.expert, version=bundle.version, arm=choice.arm)
             load = partial(services.assets.load, caller.tenant_id, is_live=True)
             body = await fetch_pictures(form, fetch, timeout_s, watch, load=load)
             work = TryOnWork(

@@ -18,6 +18,7 @@ from serve.client import Client
 from serve.commands.connection import connect
 from serve.commands.console import Family, Port, err, out
 from serve.demo.cases import demo_cases
+from serve.observing.logs import write_json_prints
 from serve.settings import (
     Settings,
     export_data_dir,
@@ -40,6 +41,9 @@ def up(
     family: Family = None,
     data: Data = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready.")] = False,
+    json_log: Annotated[
+        bool, typer.Option("--json-log", help="Write JSON lines to stderr, for a log.")
+    ] = False,
     metrics_port: Annotated[
         int | None, typer.Option(help="Where Prometheus reads; any free port when absent.")
     ] = None,
@@ -59,6 +63,8 @@ def up(
     export_ray_flags()
     from serve.local import LocalCluster, LocalOptions, StartFailed
 
+    if json_log:  # after Ray's import, which makes handlers of its own
+        write_json_prints()
     options = LocalOptions(family=family, host=host, port=port, metrics_port=metrics_port)
     cluster = LocalCluster(options)
     try:
@@ -116,9 +122,9 @@ def _say_ready(url: str) -> None:
     metrics_url = metrics_file(Settings()).read_text().strip()
     out.print(f"Metrics: {metrics_url}   (look at them: sm4ll top)", highlight=False)
     key_file = local_key_file(Settings())
-    out.print(
-        f"Key: {key_file.read_text().strip()}   (in {key_file})", markup=False, highlight=False
-    )
+    # Not into a file: whoever may read that one may not read everything.
+    key = key_file.read_text().strip() if out.is_terminal else "sk_..."
+    out.print(f"Key: {key}   (in {key_file})", markup=False, highlight=False)
     out.print("Try it:")
     out.print(
         f'  curl -s {url}/v1/tryon -H "Authorization: Bearer $(cat {shlex.quote(str(key_file))})" '
@@ -138,6 +144,7 @@ def _detach(port: int, host: str, family: Path | None, metrics_port: int | None)
     pid_file.parent.mkdir(parents=True, exist_ok=True)
     log = pid_file.with_suffix(".log")
     command = [sys.executable, "-m", "serve.cli", "up", "--port", str(port), "--host", host]
+    command.append("--json-log")
     if family is not None:
         command += ["--family", str(family.resolve())]
     if metrics_port is not None:

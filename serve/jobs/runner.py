@@ -18,6 +18,7 @@ from serve.jobs.fate import Fate, decide_fate
 from serve.jobs.run import JobOutcome, JobRun
 from serve.jobs.turns import Turn, Turns
 from serve.jobs.windows import Windows
+from serve.observing.logs import log_context
 from serve.policy import Priority, TenantPolicy
 from serve.store.claims import Claims
 from serve.store.columns import utc_now
@@ -252,6 +253,7 @@ class Runner:
     async def _follow(self, held: Held) -> None:
         """Write down how an attempt ended, whatever way it did."""
         claim = held.claim
+        log_context.set({"job": claim.job_id, "tenant": claim.tenant_id})  # of this task alone
         try:
             await asyncio.wait([held.attempt])
             write = self._judge(held)

@@ -5,15 +5,80 @@ context to the replicas it calls; what is made here stands below the spans it ma
 where a request's trace is not recorded.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from opentelemetry import context, trace
-from opentelemetry.trace import Span
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.trace.sampling import DEFAULT_OFF
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from serve.errors import Sm4llError
 
 Attribute = str | bool | int | float
+Attributes = Mapping[str, Attribute | None]
+"""By the names of `serve.telemetry.ATTRIBUTES`; what is None is left out."""
 
 TRACER = "sm4ll"
+TRACEPARENT = "traceparent"
+FIRST_STATUS_OF_OURS = 500
+_W3C = TraceContextTextMapPropagator()
+
+
+class Recording:
+    """One span, from any thread; where nobody records it, everything here does nothing."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, span: Span | None) -> None:
+        self._span = span
+
+    @property
+    def span(self) -> Span | None:
+        return self._span
+
+    def note(self, attributes: Attributes) -> None:
+        if self._span is not None:
+            self._span.set_attributes({k: v for k, v in attributes.items() if v is not None})
+
+    def event(self, name: str, attributes: Mapping[str, Attribute]) -> None:
+        if self._span is not None:
+            self._span.add_event(name, attributes)
+
+    def rename(self, name: str) -> None:
+        if self._span is not None:
+            self._span.update_name(name)
+
+    def fail(self, code: str, *, is_ours: bool) -> None:
+        """
+        Args:
+            is_ours: what the caller must change is no failure of the service (OpenTelemetry HTTP
+                conventions: a server's span has the status ERROR from 500 on).
+        """
+        if self._span is not None:
+            self._span.set_attribute("error.type", code)
+            if is_ours:
+                self._span.set_status(Status(StatusCode.ERROR, code))
+
+    def fail_with(self, exc: BaseException) -> None:
+        if self._span is None:
+            return
+        if isinstance(exc, Sm4llError):
+            self.fail(exc.code, is_ours=exc.status >= FIRST_STATUS_OF_OURS)
+        elif isinstance(exc, asyncio.CancelledError | GeneratorExit):
+            self.fail("cancelled", is_ours=False)
+        else:
+            self.fail(Sm4llError.code, is_ours=True)
+
+    def end(self, unix_ns: int | None = None) -> None:
+        if self._span is not None:
+            self._span.end(unix_ns)
+
+
+NOT_RECORDED = Recording(None)
 
 
 def recording_span() -> Span | None:
@@ -22,29 +87,119 @@ def recording_span() -> Span | None:
     return span if span.is_recording() else None
 
 
+def current_ids() -> tuple[str, str] | None:
+    """The trace's id and the span's, in hexadecimal, where the trace is recorded."""
+    span = recording_span()
+    if span is None:
+        return None
+    context = span.get_span_context()
+    return trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id)
+
+
+def current_traceparent() -> str | None:
+    """What runs now, as W3C Trace Context writes it, where the trace is recorded."""
+    if recording_span() is None:
+        return None
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier)
+    return carrier[TRACEPARENT]
+
+
+def open_span(name: str, attributes: Attributes | None = None) -> Recording:
+    """Below what runs now, but not what runs now itself: for what goes on in other threads.
+
+    Whoever opens it ends it.
+    """
+    parent = recording_span()
+    if parent is None:
+        return NOT_RECORDED
+    span = Recording(trace.get_tracer(TRACER).start_span(name))
+    span.note(attributes or {})
+    return span
+
+
 @contextmanager
-def child_span(
-    parent: Span | None, name: str, started_unix_ns: int, **attributes: Attribute
-) -> Iterator[Span | None]:
-    """A span below the parent and the current one inside the block; nothing without a parent.
+def child_span(parent: Recording, name: str, started_unix_ns: int) -> Iterator[Recording]:
+    """Below the parent, and what runs now inside the block; fails with what the block raises.
 
     The parent is passed: threads that do parts of a request know nothing of its context.
     Whoever opens it ends it, with the time that its own clock measured.
     """
-    if parent is None:
-        yield None
+    if parent.span is None:
+        yield NOT_RECORDED
         return
-    span = trace.get_tracer(TRACER).start_span(
-        name, trace.set_span_in_context(parent), attributes=attributes, start_time=started_unix_ns
-    )
-    token = context.attach(trace.set_span_in_context(span))
-    try:
+    with _current(_start(parent.span, name, started_unix_ns)) as span:
         yield span
+
+
+@contextmanager
+def outermost_span(
+    name: str, started_unix_ns: int, linked_to: str | None = None
+) -> Iterator[Recording]:
+    """The first span of ours in a process, below the one that Serve made of the call.
+
+    Where that one is not recorded, nothing inside the block is: Serve itself forgets it, and would
+    begin a trace with every call to another deployment (2.60, `TraceContextManager.__enter__`).
+
+    Args:
+        linked_to: the `traceparent` of what this is the consequence of, without waiting for it.
+    """
+    parent = recording_span()
+    if parent is not None:
+        with _current(_start(parent, name, started_unix_ns, linked_to)) as span:
+            yield span
+        return
+    if not isinstance(trace.get_tracer_provider(), TracerProvider):
+        yield NOT_RECORDED  # there is no tracing
+        return
+    token = context.attach(trace.set_span_in_context(_unsampled()))
+    try:
+        yield NOT_RECORDED
     finally:
         context.detach(token)
 
 
-def set_attributes(span: Span | None, attributes: Mapping[str, Attribute | None]) -> None:
-    """Those that have a value."""
-    if span is not None:
-        span.set_attributes({k: v for k, v in attributes.items() if v is not None})
+def follow_callers() -> None:
+    """Have this process record what its caller records, and nothing else.
+
+    For replicas that are called by ours only, before their first span: Serve tells them nothing of
+    a trace that is not recorded, and they would sample each call anew.
+    """
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        provider.sampler = DEFAULT_OFF
+
+
+def _start(parent: Span, name: str, started_unix_ns: int, linked_to: str | None = None) -> Span:
+    return trace.get_tracer(TRACER).start_span(
+        name,
+        trace.set_span_in_context(parent),
+        links=_link(linked_to),
+        start_time=started_unix_ns,
+    )
+
+
+def _link(traceparent: str | None) -> list[Link]:
+    if traceparent is None:
+        return []
+    span = trace.get_current_span(_W3C.extract({TRACEPARENT: traceparent}, context.Context()))
+    found = span.get_span_context()
+    return [Link(found)] if found.is_valid else []
+
+
+@contextmanager
+def _current(span: Span) -> Iterator[Recording]:
+    recording = Recording(span)
+    token = context.attach(trace.set_span_in_context(span))
+    try:
+        yield recording
+    except BaseException as exc:
+        recording.fail_with(exc)
+        raise
+    finally:
+        context.detach(token)
+
+
+def _unsampled() -> NonRecordingSpan:
+    ids = RandomIdGenerator()
+    return NonRecordingSpan(SpanContext(ids.generate_trace_id(), ids.generate_span_id(), False))

@@ -160,7 +160,12 @@ class _ThreadWriter:
     def _run(self, work: Callable[[Connection], T]) -> T:
         with map_connect_errors():
             if self._connection is None:
-                engine = create_engine(self._url, connect_args=self._arguments, poolclass=NullPool)
+                engine = create_engine(
+                    self._url,
+                    hide_parameters=True,
+                    connect_args=self._arguments,
+                    poolclass=NullPool,
+                )
                 _listen(engine)
                 self._connection = engine.connect()
             try:
@@ -184,6 +189,7 @@ class _ThreadWriter:
 
 
 def _create_engine(url: URL, options: PoolOptions) -> AsyncEngine:
+    # Errors of SQLAlchemy end in the values of the statement, which are people's.
     pool: dict[str, Any] = {
         "pool_size": options.size,
         "max_overflow": options.max_overflow,
@@ -192,11 +198,15 @@ def _create_engine(url: URL, options: PoolOptions) -> AsyncEngine:
     if not is_sqlite(url):
         # A database that was restarted is not an error of the next request.
         return create_async_engine(
-            url, pool_pre_ping=True, connect_args=_postgres_arguments(options), **pool
+            url,
+            pool_pre_ping=True,
+            hide_parameters=True,
+            connect_args=_postgres_arguments(options),
+            **pool,
         )
     create_file(Path(str(url.database)))
     arguments = {"timeout": options.busy_timeout_s, "isolation_level": None}
-    engine = create_async_engine(url, connect_args=arguments, **pool)
+    engine = create_async_engine(url, hide_parameters=True, connect_args=arguments, **pool)
     _listen(engine.sync_engine)
     return engine
 
