@@ -1,8 +1,13 @@
-"""Least recently used entries, bounded by the bytes they hold."""
+"""Least recently used entries, bounded by the bytes they hold, and what was made of pictures."""
 
+import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
+
+from serve.observing.meter import NO_METER, Meter
+from serve.telemetry import CacheName
 
 
 class Sized(Protocol):
@@ -52,3 +57,87 @@ class ByteCache(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+@dataclass(frozen=True, slots=True)
+class Made(Generic[T]):
+    """What was made of a picture, and whether it was remembered."""
+
+    value: T
+    cached: bool
+
+
+class ContentCache(Generic[T]):
+    """What was made of pictures, by whose content it was and how it was made; from any thread.
+
+    What has no content hash is nobody's, and not kept. Entries are shared: whoever gets one leaves
+    it as it is.
+    """
+
+    def __init__(self, name: CacheName, max_bytes: int, meter: Meter = NO_METER) -> None:
+        self._name = name
+        self._meter = meter
+        self._kept: ByteCache[T] = ByteCache(max_bytes)
+        self._lock = threading.Lock()
+        self._era = 0
+
+    def use_meter(self, meter: Meter) -> None:
+        self._meter = meter
+
+    @property
+    def era(self) -> int:
+        """Changes with every `forget`."""
+        return self._era
+
+    def find(self, content_hash: str, way: str) -> T | None:
+        """
+        Args:
+            content_hash: of the original bytes and whose they are (`serve.tenancy.memory`).
+            way: what else the result depends on.
+        """
+        if not content_hash:
+            return None
+        with self._lock:
+            entry = self._kept.get(_key(content_hash, way))
+        outcome = "miss" if entry is None else "hit"
+        self._meter.add("sm4ll_cache_requests_total", cache=self._name, outcome=outcome)
+        return entry
+
+    def keep(self, content_hash: str, way: str, entry: T, era: int) -> None:
+        """
+        Args:
+            era: as it was before the picture was looked at: what was erased meanwhile stays away.
+        """
+        if not content_hash:
+            return
+        with self._lock:
+            if era != self._era:
+                return
+            self._kept.put(_key(content_hash, way), entry)
+            self._meter.set("sm4ll_cache_bytes", self._kept.held_bytes, cache=self._name)
+
+    def make(self, content_hash: str, way: str, make: Callable[[], T]) -> Made[T]:
+        """What is remembered, or what is made now; two who come at once both make it."""
+        era = self._era
+        known = self.find(content_hash, way)
+        if known is not None:
+            return Made(known, cached=True)
+        value = make()
+        self.keep(content_hash, way, value, era)
+        return Made(value, cached=False)
+
+    def forget(self, content_hashes: Collection[str]) -> int:
+        """Drop what is remembered of these contents; says how many entries."""
+        with self._lock:
+            self._era += 1
+            num_gone = self._kept.remove(lambda key: key.partition(" ")[0] in content_hashes)
+            self._meter.set("sm4ll_cache_bytes", self._kept.held_bytes, cache=self._name)
+        return num_gone
+
+    @property
+    def held_bytes(self) -> int:
+        return self._kept.held_bytes
+
+
+def _key(content_hash: str, way: str) -> str:
+    return f"{content_hash} {way}"

@@ -27,6 +27,7 @@ from serve.errors import (
     Sm4llError,
 )
 from serve.messages import ExpertReply, ExpertRequest
+from serve.observing.logs import log_fields, write_json_logs
 from serve.observing.meter import Meter, NoMeter
 
 # Failures in a row, with nothing working between them, after which the replica is replaced.
@@ -108,7 +109,8 @@ class Painter:
             GenerationFailed: the backend raised something of its own.
         """
         try:
-            replies = self._backend.generate(batch, on_step)
+            with log_fields(request_id=",".join(request.request_id for request in batch)):
+                replies = self._backend.generate(batch, on_step)
             if len(replies) != len(batch):
                 raise GenerationFailed(f"{self._name} answered {len(replies)} of {len(batch)}")
         except (RequestError, Cancelled, DeadlineExceeded):
@@ -148,9 +150,12 @@ class ExpertReplica:
         create: Callable[[tuple[Bundle, ...], ReplicaPlan], Backend] = create_backend,
         open_meter: Callable[[], Meter] = NoMeter,
     ):
+        write_json_logs()
         self._plan = plan
         self._meter = open_meter()
         self._backend = create(bundles, plan)
+        if isinstance(self._backend, Remembering):
+            self._backend.use_meter(self._meter)
         self._painter = Painter(self._backend, plan.name)
         # One thread: backends are not thread-safe, and the loop stays free for health checks.
         self._thread = DeviceThread(plan.name)
@@ -224,11 +229,11 @@ class ExpertReplica:
         """Steps done and to do of a request that waits or runs here; None when it does not."""
         return self._batcher.progress(request_id)
 
-    async def forget(self) -> None:
-        """Drop what is remembered of any picture, after the pass that runs now."""
+    async def forget(self, content_hashes: frozenset[str]) -> None:
+        """Drop what is remembered of these contents, after the pass that runs now."""
         backend = self._backend
         if isinstance(backend, Remembering):
-            await asyncio.to_thread(self._thread.run, backend.forget)
+            await asyncio.to_thread(self._thread.run, lambda: backend.forget(content_hashes))
 
     async def ping(self) -> str:
         """Answers once the backend is loaded."""

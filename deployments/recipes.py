@@ -5,7 +5,14 @@ A pipeline option that a bundle may set is a field here; nothing is passed throu
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from deployments.sources import ModelSource
 from serve.config import Config
@@ -38,6 +45,11 @@ class WarpConfig(Drillable):
     """The embedded default: classical computer vision, no weights, a preview."""
 
     kind: Literal["warp"] = "warp"
+    product_cache_mib: NonNegativeInt = Field(
+        default=32,
+        exclude_if=lambda mib: mib == 32,  # as with `drill`: fingerprints stay
+    )
+    """Products that were cut out, kept in each replica by tenant and content; 0 keeps none."""
 
 
 class NoopConfig(Drillable):

@@ -13,6 +13,7 @@ from deployments.segmenters.registry import create_segmenter
 from serve.config import SegmenterConfig, WeightsConfig
 from serve.errors import GenerationFailed, Sm4llError
 from serve.messages import SegmentReply, SegmentRequest
+from serve.observing.logs import write_json_logs
 from serve.observing.meter import Meter, NoMeter
 
 
@@ -27,8 +28,9 @@ class SegmenterReplica:
         weights: WeightsConfig,
         open_meter: Callable[[], Meter] = NoMeter,
     ):
+        write_json_logs()
         self._meter = open_meter()
-        plan = SegmenterPlan(config.cache_mib * 2**20, home, weights)
+        plan = SegmenterPlan(config.cache_mib * 2**20, home, weights, self._meter)
         self._segmenter = create_segmenter(masker, plan)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="segmenter")
         self._batched.set_max_batch_size(config.max_batch_size)

@@ -84,6 +84,10 @@ class SegmentReply:
     cached: bool = False
     batch_size: int = 1
 
+    @property
+    def nbytes(self) -> int:
+        return self.region_hw.nbytes + self.silhouette_hw.nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertRequest:
@@ -105,6 +109,9 @@ class ExpertRequest:
     product_landmarks: Landmarks
     """In product pixels; only for experts whose product is a person (face)."""
     seed: int
+    product_hash: str = ""
+    """Of the product's original bytes and whose they are, to remember by; empty for pictures that
+    are nobody's."""
     num_images: int = 1
     num_steps: int = 1
     guidance: float = 0.0
@@ -146,6 +153,8 @@ class ExpertReply:
     """Place of this request in its batch."""
     generate_ms: float = 0.0
     cost: UpstreamCost | None = None
+    product_cached: bool | None = None
+    """Whether what it makes of the product was remembered; None where it remembers nothing."""
     notes: tuple[str, ...] = ()
     """What a person should know about this picture, in words, for receipt and Studio."""
 

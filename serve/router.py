@@ -84,6 +84,7 @@ class Router:
         self._meter = RayMeter()
         self._services = open_services(settings, config, self._meter)
         self._services.recorder.use_price(family.pricing.usd_per_gpu_second)
+        self._services.tryons.use_price(family.pricing.usd_per_gpu_second)
         if judge is not None:
             self._services.recorder.use_judge(JudgeCaller(judge))
         self._seats = Seats(family, bundles)
@@ -126,6 +127,7 @@ class Router:
             limits=self._limits,
             followers=self._followers,
             witness=Witnesses(self._services.recorder, self._shadows),
+            tryons=self._services.tryons,
         )
         self._work = JobWork(
             database=self._services.database,
@@ -134,6 +136,7 @@ class Router:
             fetch=self._fetch,
             limits=self._limits,
             catalog=self._catalog,
+            tryons=self._services.tryons,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -216,11 +219,11 @@ class Router:
         One that cannot be reached is logged, not waited for: its memory ends with it at the latest.
         """
         gone = frozenset(content_hashes)
-        told: dict[str, tuple[Transports, tuple[object, ...]]] = {
-            **{f"segmenter {name}": (one, (gone,)) for name, one in self._segmenters.items()},
-            **{version: (one, ()) for version, one in self._experts.items()},
+        told = {
+            **{f"segmenter {name}": one for name, one in self._segmenters.items()},
+            **self._experts,
         }
-        calls = (transports.tell_all("forget", *args) for transports, args in told.values())
+        calls = (transports.tell_all("forget", gone) for transports in told.values())
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         for name, outcome in zip(told, outcomes, strict=True):
             if isinstance(outcome, Exception):

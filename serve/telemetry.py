@@ -63,6 +63,17 @@ ATTRIBUTES: Mapping[str, str] = {
     "sm4ll.num_steps": "steps of the pass",
 }
 
+CacheName = Literal["regions", "products", "analyses", "cutouts", "encodings"]
+
+CACHES: Mapping[CacheName, str] = {
+    "regions": "where a router may have a picture changed: the segmenter is not asked again",
+    "products": "product pictures decoded and laid out, in a router",
+    "analyses": "what a masker found out about pictures, in a segmenter replica",
+    "cutouts": "products cut out and read, in a replica that warps",
+    "encodings": "products as a diffusion base sees them, in its replica",
+}
+"""What is remembered, by content and tenant: values of the label `cache`."""
+
 Kind = Literal["counter", "gauge", "histogram"]
 Unit = Literal["1", "seconds", "bytes", "usd", "ratio"]
 

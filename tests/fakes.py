@@ -68,9 +68,9 @@ class Replicas:
             on_step(*told)
         raise AssertionError("a stream without a reply")
 
-    async def forget(self) -> None:
+    async def forget(self, content_hashes: frozenset[str]) -> None:
         for replica in self._loaded.values():
-            await replica.forget()
+            await replica.forget(content_hashes)
 
     async def _find(self, version: str) -> ExpertReplica:
         group = self._groups[version]
@@ -127,7 +127,7 @@ def build_local_api(
     async def forget(content_hashes: Collection[str]) -> None:
         for segmenter in segmenters.values():
             segmenter.forget(content_hashes)
-        await replicas.forget()
+        await replicas.forget(frozenset(content_hashes))
 
     async def read_states() -> Mapping[str, State]:
         return {version: "ready" for version in bundles}
@@ -140,6 +140,7 @@ def build_local_api(
     folder = tempfile.TemporaryDirectory(prefix="sm4ll-api-")
     services, settings = open_local_services(Path(folder.name))
     services.recorder.use_price(family.pricing.usd_per_gpu_second)
+    services.tryons.use_price(family.pricing.usd_per_gpu_second)
     experts = {version: replicas.generate for version in bundles}
     shadows = open_shadows(
         catalog=catalog,
@@ -158,6 +159,7 @@ def build_local_api(
         limits=limits,
         followers={version: replicas.follow for version in bundles},
         witness=Witnesses(services.recorder, shadows),
+        tryons=services.tryons,
     )
     fetch = fetch or refusing_fetcher()
     api = build_api(
@@ -179,6 +181,7 @@ def build_local_api(
         fetch=fetch,
         limits=limits,
         catalog=catalog,
+        tryons=services.tryons,
     )
     config = jobs or JobsConfig(poll_s=0.02)
     run_jobs_with(

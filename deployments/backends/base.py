@@ -1,10 +1,11 @@
 """What every backend can do: load, generate a batch with a stop check at each step, unload."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from serve.messages import ExpertReply, ExpertRequest
+from serve.observing.meter import Meter
 
 OnStep = Callable[[int, int], None]
 """Called as (step, num_steps) after each step; raises to stop the whole batch within that step."""
@@ -66,7 +67,12 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Remembering(Protocol):
-    """A backend that keeps something of the pictures it was given between requests."""
+    """A backend that keeps something of the pictures it was given between requests, and can do so
+    before it is loaded."""
 
-    def forget(self) -> int:
-        """Drop all of it; says how much there was. From the thread that generates."""
+    def use_meter(self, meter: Meter) -> None:
+        """Count there what is found and what is held."""
+
+    def forget(self, content_hashes: Collection[str]) -> int:
+        """Drop what is kept of these contents; says how many entries. From the thread that
+        generates."""

@@ -5,7 +5,7 @@ Wraps any backend; what it does depends on the request alone.
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.backends.base import Backend, Memory, OnStep
+from deployments.backends.base import Backend, Memory, OnStep, Remembering
 from deployments.recipes import Drill
 from serve.difference import LabArray, ciede2000, from_lab, to_lab
 from serve.errors import GenerationFailed
 from serve.messages import ExpertReply, ExpertRequest, UInt8Array
+from serve.observing.meter import Meter
 
 _PATIENCE_S = 0.05
 """Between two looks at whether anybody still waits, during a delay."""
@@ -62,6 +63,15 @@ class DrillBackend:
         if self._drill.blur_px:
             product = blur(product, self._drill.blur_px)
         return replace(request, product_hwc=product)
+
+    def use_meter(self, meter: Meter) -> None:
+        if isinstance(self._backend, Remembering):
+            self._backend.use_meter(meter)
+
+    def forget(self, content_hashes: Collection[str]) -> int:
+        if isinstance(self._backend, Remembering):
+            return self._backend.forget(content_hashes)
+        return 0
 
     def unload(self) -> None:
         self._backend.unload()

@@ -6,7 +6,7 @@ from deployments.backends.base import Backend
 from deployments.backends.noop import NoopBackend
 from deployments.bundle import Bundle
 from deployments.extras import needing_weights
-from deployments.recipes import Drillable, NoopConfig
+from deployments.recipes import Drillable, NoopConfig, WarpConfig
 from serve.config import ReplicaPlan
 from serve.errors import BundleInvalid
 from serve.settings import Settings
@@ -26,7 +26,9 @@ def _create_warp(bundles: Bundles, plan: ReplicaPlan) -> Backend:
     # OpenCV takes 100 ms to import; a replica of another kind does not pay for it.
     from deployments.backends.warp.backend import WarpBackend
 
-    return WarpBackend(_only(bundles).version)
+    bundle = _only(bundles)
+    assert isinstance(bundle.backend, WarpConfig)
+    return WarpBackend(bundle.version, bundle.backend)
 
 
 def _create_noop(bundles: Bundles, plan: ReplicaPlan) -> Backend:

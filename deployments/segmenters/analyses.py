@@ -4,11 +4,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from deployments.cache import ByteCache, Sized
+from deployments.cache import ContentCache, Sized
 from serve.errors import GenerationFailed, Sm4llError
 from serve.messages import SegmentRequest, UInt8Array
+from serve.observing.meter import NO_METER, Meter
 
 T = TypeVar("T", bound=Sized)
+_Content = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +24,23 @@ class Analysed(Generic[T]):
 class Analyses(Generic[T]):
     """Reads every picture once, in one pass with the others of its batch."""
 
-    def __init__(self, cache_bytes: int, read: Callable[[list[UInt8Array]], list[T]]) -> None:
-        self._cache: ByteCache[T] = ByteCache(cache_bytes)
+    def __init__(
+        self,
+        cache_bytes: int,
+        read: Callable[[list[UInt8Array]], list[T]],
+        meter: Meter = NO_METER,
+    ) -> None:
+        self._cache: ContentCache[T] = ContentCache("analyses", cache_bytes, meter)
         self._read = read
 
     def of(self, batch: Sequence[SegmentRequest]) -> list[Analysed[T] | Sm4llError]:
         """The analysis of every request's picture, or why it has none."""
-        known: dict[str, Analysed[T] | Sm4llError] = {}
-        fresh: dict[str, UInt8Array] = {}
+        known: dict[_Content, Analysed[T] | Sm4llError] = {}
+        fresh: dict[_Content, UInt8Array] = {}
+        era = self._cache.era
         for request in batch:
-            key = content_key(request)
-            entry = self._cache.get(key)
+            key = content_of(request)
+            entry = self._cache.find(*key)
             if entry is not None:
                 known[key] = Analysed(entry, cached=True)
             else:
@@ -41,13 +49,13 @@ class Analyses(Generic[T]):
             if isinstance(outcome, Sm4llError):
                 known[key] = outcome
                 continue
-            self._cache.put(key, outcome)
+            self._cache.keep(*key, outcome, era)
             known[key] = Analysed(outcome, cached=False)
-        return [known[content_key(request)] for request in batch]
+        return [known[content_of(request)] for request in batch]
 
     def forget(self, content_hashes: Collection[str]) -> int:
         """Drop what is remembered of these contents; says how many analyses."""
-        return self._cache.remove(lambda key: is_content(key, content_hashes))
+        return self._cache.forget(content_hashes)
 
     def _read_all(self, images: list[UInt8Array]) -> list[T | Sm4llError]:
         """All in one pass; where that fails, each alone, so that one picture fails for itself."""
@@ -66,11 +74,6 @@ class Analyses(Generic[T]):
         return [self._read_all([image])[0] for image in images]
 
 
-def content_key(request: SegmentRequest) -> str:
+def content_of(request: SegmentRequest) -> _Content:
     # The same file may come as a larger copy: as a person here, as a product there.
-    return f"{request.content_hash} {request.image_hwc.shape}"
-
-
-def is_content(key: str, content_hashes: Collection[str]) -> bool:
-    """Whether `content_key` made the key from one of these contents."""
-    return key.partition(" ")[0] in content_hashes
+    return request.content_hash, "x".join(map(str, request.image_hwc.shape))

@@ -8,6 +8,7 @@ from typing import Protocol
 from serve.config import WeightsConfig
 from serve.errors import Sm4llError
 from serve.messages import SegmentReply, SegmentRequest
+from serve.observing.meter import NO_METER, Meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class SegmenterPlan:
     home: Path = Path()
     """Paths in the masker are relative to this."""
     weights: WeightsConfig = field(default_factory=WeightsConfig)
+    meter: Meter = NO_METER
 
 
 class Segmenter(Protocol):

@@ -10,7 +10,7 @@ from deployments.segmenters.base import Segmenter, SegmenterPlan
 def _create_classical(masker: MaskerConfig, plan: SegmenterPlan) -> Segmenter:
     from deployments.segmenters.classical.segmenter import ClassicalSegmenter
 
-    return ClassicalSegmenter(plan.cache_bytes)
+    return ClassicalSegmenter(plan.cache_bytes, plan.meter)
 
 
 # The weighted ones take seconds to import: only a replica that runs one pays for it.

@@ -6,7 +6,7 @@ What a pipeline family has to say for itself is its recipe's.
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ from deployments.backends.diffusion.device import (
 from deployments.backends.diffusion.passes import Steps, fork_pipe
 from deployments.backends.diffusion.products import EncodedProducts, flatten_product
 from deployments.backends.diffusion.prompts import EncodedPrompts
-from deployments.backends.diffusion.recipe import Paint, Row
+from deployments.backends.diffusion.recipe import Encoded, Paint, Row
 from deployments.backends.diffusion.registry import create_recipe
 from deployments.backends.diffusion.speed import apply_speed
 from deployments.bundle import Bundle
@@ -41,6 +41,7 @@ from deployments.weights import WeightStore
 from serve.config import ReplicaPlan
 from serve.errors import GenerationFailed
 from serve.messages import ExpertReply, ExpertRequest, UInt8Array
+from serve.observing.meter import Meter
 
 MIB = 2**20
 WHITE = (255, 255, 255)
@@ -51,8 +52,16 @@ class _Loaded:
     pipe: Any
     vae_dtype: torch.dtype
     prompts: EncodedPrompts
-    products: EncodedProducts
     adapters: AdapterRack | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """One request's, as its rows have it."""
+
+    flat_hwc: UInt8Array
+    encoded: Encoded | None
+    cached: bool | None
 
 
 class DiffusionBackend:
@@ -73,6 +82,7 @@ class DiffusionBackend:
         self._cap_gib: float | None = None
         self._weights = WeightStore(bundles[0].home, plan.weights)
         self._recipe = create_recipe(config.recipe)
+        self._products = EncodedProducts(self._recipe, config.product_cache_mib * MIB)
         self._logger = logging.getLogger(__name__)
         self._loaded: _Loaded | None = None
 
@@ -91,8 +101,7 @@ class DiffusionBackend:
             missing = apply_speed(pipe, self._recipe, config.speed, device)
         for reason in missing:
             self._logger.warning("%s runs without %s", self._name, reason)
-        products = EncodedProducts(self._recipe, config.product_cache_mib * MIB)
-        self._loaded = _Loaded(pipe, pipe.vae.dtype, prompts, products, adapters)
+        self._loaded = _Loaded(pipe, pipe.vae.dtype, prompts, adapters)
 
     def _encode_prompts(self, pipe: Any, device: torch.device) -> EncodedPrompts:
         prompts = EncodedPrompts(self._recipe, pipe, device)
@@ -121,18 +130,24 @@ class DiffusionBackend:
             _act_as(loaded.adapters, batch[0].version),
             torch.inference_mode(),
         ):
-            images_nhwc = self._paint(loaded, batch, steps)
+            images_nhwc, cached = self._paint(loaded, batch, steps)
         generate_ms = (time.perf_counter() - started_s) * 1000
-        return _split(images_nhwc, batch, generate_ms)
+        return _split(images_nhwc, batch, cached, generate_ms)
 
-    def forget(self) -> int:
-        """Drop every encoded product; says how many there were."""
-        return 0 if self._loaded is None else self._loaded.products.clear()
+    def use_meter(self, meter: Meter) -> None:
+        self._products.use_meter(meter)
+
+    def forget(self, content_hashes: Collection[str]) -> int:
+        """Drop the encoded products of these contents; says how many."""
+        return self._products.forget(content_hashes)
 
     def _num_passes(self, batch: Sequence[ExpertRequest]) -> int:
         return -(-sum(request.num_images for request in batch) // self._config.max_batch_size)
 
-    def _paint(self, loaded: _Loaded, batch: Sequence[ExpertRequest], steps: Steps) -> UInt8Array:
+    def _paint(
+        self, loaded: _Loaded, batch: Sequence[ExpertRequest], steps: Steps
+    ) -> tuple[UInt8Array, list[bool | None]]:
+        """The pictures of the pass, and of every request whether its product was remembered."""
         first, max_rows = batch[0], self._config.max_batch_size
         height_px, width_px = first.region_hw.shape
         # Before the products are encoded: what they become follows from the crop's size, too.
@@ -140,25 +155,25 @@ class DiffusionBackend:
         picture_px = self._recipe.num_panels * width_px * height_px
         ready_vae(loaded.pipe.vae, loaded.vae_dtype, picture_px > above_megapixels * 1e6)
         prompt = loaded.prompts.get(_diffusion(self._bundles[first.version]).prompt, first.guidance)
-        rows = [row for request in batch for row in self._build_rows(loaded, request)]
+        products = [self._encode(loaded, request) for request in batch]
+        rows = [
+            row
+            for request, product in zip(batch, products, strict=True)
+            for row in _build_rows(request, product)
+        ]
         painted = []
         for index in range(self._num_passes(batch)):
             paint = Paint(prompt, first.num_steps, first.guidance, steps.in_pass(index))
             part = rows[index * max_rows : (index + 1) * max_rows]
             painted.append(self._recipe.paint(fork_pipe(loaded.pipe), part, paint))
-        return np.concatenate(painted)
+        return np.concatenate(painted), [product.cached for product in products]
 
-    def _build_rows(self, loaded: _Loaded, request: ExpertRequest) -> Iterator[Row]:
+    def _encode(self, loaded: _Loaded, request: ExpertRequest) -> _Product:
         canvas = self._bundles[request.version].product.canvas
         background = WHITE if canvas is None else canvas.background
         product_hwc = flatten_product(request.product_hwc, background)
-        height_px, width_px = request.region_hw.shape
-        product = loaded.products.get(
-            loaded.pipe, request.version, product_hwc, width_px, height_px
-        )
-        for index in range(request.num_images):
-            generator = torch.Generator("cpu").manual_seed(request.seed + index)
-            yield Row(request.crop_hwc, request.region_hw, product_hwc, product, generator)
+        encoded, cached = self._products.get(loaded.pipe, request, product_hwc)
+        return _Product(product_hwc, encoded, cached)
 
     def unload(self) -> None:
         if self._loaded is not None and self._loaded.adapters is not None:
@@ -194,8 +209,17 @@ def _require_alike(batch: Sequence[ExpertRequest], served: Mapping[str, Bundle])
         )
 
 
+def _build_rows(request: ExpertRequest, product: _Product) -> Iterator[Row]:
+    for index in range(request.num_images):
+        generator = torch.Generator("cpu").manual_seed(request.seed + index)
+        yield Row(request.crop_hwc, request.region_hw, product.flat_hwc, product.encoded, generator)
+
+
 def _split(
-    images_nhwc: UInt8Array, batch: Sequence[ExpertRequest], generate_ms: float
+    images_nhwc: UInt8Array,
+    batch: Sequence[ExpertRequest],
+    cached: Sequence[bool | None],
+    generate_ms: float,
 ) -> list[ExpertReply]:
     replies, first = [], 0
     for index, request in enumerate(batch):
@@ -206,6 +230,7 @@ def _split(
             batch_size=len(batch),
             batch_index=index,
             generate_ms=generate_ms,
+            product_cached=cached[index],
         )
         replies.append(reply)
         first += request.num_images

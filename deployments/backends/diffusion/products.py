@@ -1,7 +1,6 @@
 """Products as the base sees them: encoded once per content, kept within a byte budget."""
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +9,9 @@ import numpy as np
 import torch
 
 from deployments.backends.diffusion.recipe import Encoded, Recipe
-from deployments.cache import ByteCache
-from serve.messages import UInt8Array
+from deployments.cache import ContentCache
+from serve.messages import ExpertRequest, UInt8Array
+from serve.observing.meter import Meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,32 +24,38 @@ class _Kept:
 
 
 class EncodedProducts:
-    """Remembers by content, crop size and version, whatever file or request it came in."""
+    """Remembers by tenant and content, crop size and version, whatever request it came in."""
 
     def __init__(self, recipe: Recipe, max_bytes: int):
         self._recipe = recipe
-        self._cache = ByteCache[_Kept](max_bytes)
+        self._cache: ContentCache[_Kept] = ContentCache("encodings", max_bytes)
+        self._encodes_apart = True
 
     def get(
-        self, pipe: Any, version: str, product_hwc: UInt8Array, width_px: int, height_px: int
-    ) -> Encoded | None:
-        """What `encode_product` makes of it; None where the recipe encodes none apart."""
-        key = f"{version} {width_px}x{height_px} {_digest(product_hwc)}"
-        kept = self._cache.get(key)
+        self, pipe: Any, request: ExpertRequest, product_hwc: UInt8Array
+    ) -> tuple[Encoded | None, bool | None]:
+        """What `encode_product` makes of it, and whether it was remembered; None and None where
+        the recipe encodes none apart."""
+        height_px, width_px = request.region_hw.shape
+        if not self._encodes_apart:
+            return None, None
+        way, era = f"{request.version} {width_px}x{height_px}", self._cache.era
+        kept = self._cache.find(request.product_hash, way)
         if kept is not None:
-            return kept.tensors
+            return kept.tensors, True
         encoded = self._recipe.encode_product(pipe, product_hwc, width_px, height_px)
-        if encoded is not None:
-            self._cache.put(key, _Kept(encoded))
-        return encoded
+        if encoded is None:
+            self._encodes_apart = False  # the recipe is the same for every product
+            return None, None
+        self._cache.keep(request.product_hash, way, _Kept(encoded), era)
+        return encoded, False
 
-    def clear(self) -> int:
-        """Forget them all: the keys are of canvases, which no picture's hash leads to."""
-        return self._cache.remove(lambda key: True)
+    def use_meter(self, meter: Meter) -> None:
+        self._cache.use_meter(meter)
 
-    @property
-    def held_bytes(self) -> int:
-        return self._cache.held_bytes
+    def forget(self, content_hashes: Collection[str]) -> int:
+        """Drop the products of these contents; says how many."""
+        return self._cache.forget(content_hashes)
 
 
 def flatten_product(product_rgba: UInt8Array, background: tuple[int, int, int]) -> UInt8Array:
@@ -61,8 +67,3 @@ def flatten_product(product_rgba: UInt8Array, background: tuple[int, int, int]) 
     ground = np.array(background, np.float32)
     flat = product_rgba[..., :3] * weight + ground * (1 - weight)
     return np.rint(flat).astype(np.uint8)
-
-
-def _digest(picture_hwc: UInt8Array) -> str:
-    shape = "x".join(map(str, picture_hwc.shape))
-    return f"{shape} {hashlib.sha256(picture_hwc.tobytes()).hexdigest()}"

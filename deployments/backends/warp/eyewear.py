@@ -1,5 +1,6 @@
 """Puts glasses on the person's nose: scaled to the eyes, turned with the head, lit by the scene."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -53,7 +54,20 @@ class _Fit:
     scale_y: float
 
 
-def wear_eyewear(request: ExpertRequest, rng: np.random.Generator) -> tuple[UInt8Array, UInt8Array]:
+def read_glasses(product_hwc: UInt8Array) -> Spectacles:
+    """The part of the work that knows nothing of the person.
+
+    Raises:
+        GenerationFailed: the product picture shows nothing but background.
+    """
+    return read_spectacles(cut_out(product_hwc))
+
+
+def wear_eyewear(
+    request: ExpertRequest,
+    rng: np.random.Generator,
+    read: Callable[[UInt8Array], Spectacles] = read_glasses,
+) -> tuple[UInt8Array, UInt8Array]:
     """Paint the glasses onto the face.
 
     Returns:
@@ -68,7 +82,7 @@ def wear_eyewear(request: ExpertRequest, rng: np.random.Generator) -> tuple[UInt
     window = find_window(request.region_hw, (float(x), float(y)), 3.2 * head.eye_distance_px + 8)
     if window is None:
         return request.crop_hwc.copy(), np.zeros_like(request.region_hw)
-    glasses = read_spectacles(cut_out(request.product_hwc))
+    glasses = read(request.product_hwc)
     painted = _wear(cut_window(request, window), glasses, head.shifted(window))
     return paste_window(request, window, *painted)
 

@@ -24,6 +24,10 @@ class Shoe:
     """Ends of the sole (x, y)."""
 
     @property
+    def nbytes(self) -> int:
+        return self.image_hwc.nbytes + self.heel.nbytes + self.toe.nbytes
+
+    @property
     def length_px(self) -> float:
         return float(np.linalg.norm(self.toe - self.heel))
 

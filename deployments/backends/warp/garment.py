@@ -1,5 +1,6 @@
 """Dresses a person in a top, a bottom or a dress by bending the product along the body."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import cv2
@@ -33,13 +34,17 @@ BoolArray = NDArray[np.bool_]
 
 
 def dress_garment(
-    request: ExpertRequest, expert: Expert, rng: np.random.Generator
+    request: ExpertRequest,
+    expert: Expert,
+    rng: np.random.Generator,
+    read: Callable[[UInt8Array], UInt8Array] = cut_out,
 ) -> tuple[UInt8Array, UInt8Array]:
     """Put the product on the person.
 
     Args:
         expert: top, bottom or dress.
         rng: unused: the same inputs give the same picture whatever the seed.
+        read: cuts the product out.
 
     Returns:
         (H, W, 3) the crop with the garment on, and (H, W) its change in [0, 255]; both leave the
@@ -48,7 +53,7 @@ def dress_garment(
     Raises:
         GenerationFailed: the product picture shows no product.
     """
-    product = cut_out(request.product_hwc)
+    product = read(request.product_hwc)
     body = find_body(request.landmarks)
     if body is None or request.silhouette_hw is None or not request.silhouette_hw.any():
         return _dress_region(request, product)

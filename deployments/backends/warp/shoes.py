@@ -1,5 +1,6 @@
 """Puts a pair of shoes on the feet: sole on the ground, hem in front, the old shoes gone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -45,7 +46,20 @@ class _Placed:
     """In [0, 1]: the trouser leg or ankle in front of the shoe."""
 
 
-def wear_shoes(request: ExpertRequest, rng: np.random.Generator) -> tuple[UInt8Array, UInt8Array]:
+def read_footwear(product_hwc: UInt8Array) -> Shoe:
+    """The part of the work that knows nothing of the person.
+
+    Raises:
+        GenerationFailed: the product picture shows nothing but background.
+    """
+    return read_shoe(cut_out(product_hwc))
+
+
+def wear_shoes(
+    request: ExpertRequest,
+    rng: np.random.Generator,
+    read: Callable[[UInt8Array], Shoe] = read_footwear,
+) -> tuple[UInt8Array, UInt8Array]:
     """Paint the shoes onto the feet.
 
     Returns:
@@ -58,7 +72,7 @@ def wear_shoes(request: ExpertRequest, rng: np.random.Generator) -> tuple[UInt8A
     window = find_window(request.region_hw, (width / 2, height / 2), max(height, width), 0.4)
     if window is None:
         return request.crop_hwc.copy(), np.zeros_like(request.region_hw)
-    shoe = read_shoe(cut_out(request.product_hwc))
+    shoe = read(request.product_hwc)
     part = cut_window(request, window)
     return paste_window(request, window, *_wear(part, shoe, _gain(request)))
 

@@ -49,6 +49,11 @@ class Spectacles:
     temple: Temple | None
 
     @property
+    def nbytes(self) -> int:
+        temple_bytes = 0 if self.temple is None else self.temple.image_hwc.nbytes
+        return self.front_hwc.nbytes + self.lens_hw.nbytes + temple_bytes
+
+    @property
     def lens_distance_px(self) -> float:
         return float(self.lens_b[0] - self.lens_a[0])
 

@@ -3,12 +3,13 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from deployments.cache import ByteCache
-from deployments.segmenters.analyses import is_content
+from deployments.cache import ContentCache
+from deployments.segmenters.analyses import content_of
 from deployments.segmenters.classical.person import Person, PersonReader
 from deployments.segmenters.classical.regions import draw_region
 from serve.errors import Sm4llError, SubjectNotFound
 from serve.messages import SegmentReply, SegmentRequest
+from serve.observing.meter import NO_METER, Meter
 
 FAILURE_BYTES = 1024
 
@@ -30,8 +31,8 @@ class ClassicalSegmenter:
 
     name = "classical/2"
 
-    def __init__(self, cache_bytes: int) -> None:
-        self._cache: ByteCache[_Analysis] = ByteCache(cache_bytes)
+    def __init__(self, cache_bytes: int, meter: Meter = NO_METER) -> None:
+        self._cache: ContentCache[_Analysis] = ContentCache("analyses", cache_bytes, meter)
         self._reader: PersonReader | None = None
 
     def load(self) -> None:
@@ -39,15 +40,15 @@ class ClassicalSegmenter:
 
     def segment(self, batch: Sequence[SegmentRequest]) -> list[SegmentReply | Sm4llError]:
         """Find the region of every request; pictures of the same content are analysed once."""
-        fresh: dict[str, _Analysis] = {}
+        fresh: dict[tuple[str, str], _Analysis] = {}
         return [self._segment_one(request, fresh, len(batch)) for request in batch]
 
     def forget(self, content_hashes: Collection[str]) -> int:
         """Drop the analyses of these contents; says how many."""
-        return self._cache.remove(lambda key: is_content(key, content_hashes))
+        return self._cache.forget(content_hashes)
 
     def _segment_one(
-        self, request: SegmentRequest, fresh: dict[str, _Analysis], batch_size: int
+        self, request: SegmentRequest, fresh: dict[tuple[str, str], _Analysis], batch_size: int
     ) -> SegmentReply | Sm4llError:
         analysis, cached = self._analyse(request, fresh)
         if analysis.person is None:
@@ -67,17 +68,16 @@ class ClassicalSegmenter:
         )
 
     def _analyse(
-        self, request: SegmentRequest, fresh: dict[str, _Analysis]
+        self, request: SegmentRequest, fresh: dict[tuple[str, str], _Analysis]
     ) -> tuple[_Analysis, bool]:
-        # The same file may come as a larger copy: as a person here, as a product there.
-        key = f"{request.content_hash} {request.image_hwc.shape}"
+        key, era = content_of(request), self._cache.era
         if key in fresh:
             return fresh[key], False
-        known = self._cache.get(key)
+        known = self._cache.find(*key)
         if known is not None:
             return known, True
         fresh[key] = self._read(request)
-        self._cache.put(key, fresh[key])
+        self._cache.keep(*key, fresh[key], era)
         return fresh[key], False
 
     def _read(self, request: SegmentRequest) -> _Analysis:

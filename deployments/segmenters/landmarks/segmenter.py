@@ -22,7 +22,7 @@ class LandmarksSegmenter:
         self._plan = plan
         self.name = public_name("landmarks", masker.model)
         self._estimator: Estimator | None = None
-        self._analyses: Analyses[Seen] = Analyses(plan.cache_bytes, self._estimate)
+        self._analyses: Analyses[Seen] = Analyses(plan.cache_bytes, self._estimate, plan.meter)
 
     def load(self) -> None:
         """Load the networks.

@@ -25,7 +25,7 @@ class MattingSegmenter:
         self._plan = plan
         self.name = public_name("matting", masker.model)
         self._matter: Matter | None = None
-        self._analyses: Analyses[UInt8Array] = Analyses(plan.cache_bytes, self._matte)
+        self._analyses: Analyses[UInt8Array] = Analyses(plan.cache_bytes, self._matte, plan.meter)
 
     def load(self) -> None:
         """Load the network.

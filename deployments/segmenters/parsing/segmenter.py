@@ -24,7 +24,7 @@ class ParsingSegmenter:
         self._plan = plan
         self.name = public_name("parsing", masker.model)
         self._parser: Parser | None = None
-        self._analyses: Analyses[Parsed] = Analyses(plan.cache_bytes, self._parse)
+        self._analyses: Analyses[Parsed] = Analyses(plan.cache_bytes, self._parse, plan.meter)
 
     def load(self) -> None:
         """Load the parser.
