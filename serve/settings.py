@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from serve import __version__
 
 CONFIGS_DIR = Path(__file__).resolve().parents[1] / "configs"
 RAY_FLAGS: Mapping[str, str] = {
@@ -29,6 +31,17 @@ RAY_FLAGS: Mapping[str, str] = {
     "RAY_metrics_report_interval_ms": "2000",
     # Nobody reads Ray's usage report from a laptop, and it tries to leave the machine.
     "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+TRACING_FLAGS: Mapping[str, str] = {
+    "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "serve.observing.exporting:span_processors",
+    "OTEL_SERVICE_NAME": "sm4ll-serve",
+    "OTEL_RESOURCE_ATTRIBUTES": f"service.version={__version__}",
+    # A replica that dies takes with it what it has not sent; OpenTelemetry's default is 5 s.
+    "OTEL_BSP_SCHEDULE_DELAY": "500",
+    # Seconds, here (opentelemetry-exporter-otlp 1.45): so long a replica's end may wait for a
+    # collector that does not answer.
+    "OTEL_EXPORTER_OTLP_TIMEOUT": "2",
 }
 
 
@@ -65,6 +78,17 @@ class Settings(BaseSettings):
     """For versions that FASHN paints."""
     openai_api_key: SecretStr | None = None
     """For versions that OpenAI paints."""
+    otlp_endpoint: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices(
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
+        ),
+    )
+    """Where spans go, by OTLP over HTTP (`OTEL_EXPORTER_OTLP_ENDPOINT`, and OpenTelemetry's other
+    variables); nothing is traced when absent."""
+    trace_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Share of the requests whose caller traces nothing that are traced; those of a caller who does
+    follow the caller."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Of this system's own loggers."""
     log_requests: bool = True
@@ -142,6 +166,16 @@ def export_ray_flags() -> None:
         os.environ.setdefault(name, str(free_port()))
     socket_path = f"/tmp/haproxy-serve/metrics-{os.getpid()}.sock"
     os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH", socket_path)
+    export_tracing(Settings())
+
+
+def export_tracing(settings: Settings) -> None:
+    """Have Serve's processes trace, where the settings say where spans go."""
+    if not settings.otlp_endpoint:  # empty is absent, for OpenTelemetry as well
+        return
+    for name, value in TRACING_FLAGS.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_SERVE_TRACING_SAMPLING_RATIO", str(settings.trace_ratio))
 
 
 def free_port() -> int:

@@ -40,6 +40,11 @@ class Recording:
     def span(self) -> Span | None:
         return self._span
 
+    @property
+    def traceparent(self) -> str | None:
+        """As W3C Trace Context writes it; None where it is not recorded."""
+        return None if self._span is None else _write(self._span)
+
     def note(self, attributes: Attributes) -> None:
         if self._span is not None:
             self._span.set_attributes({k: v for k, v in attributes.items() if v is not None})
@@ -97,12 +102,8 @@ def current_ids() -> tuple[str, str] | None:
 
 
 def current_traceparent() -> str | None:
-    """What runs now, as W3C Trace Context writes it, where the trace is recorded."""
-    if recording_span() is None:
-        return None
-    carrier: dict[str, str] = {}
-    _W3C.inject(carrier)
-    return carrier[TRACEPARENT]
+    """Of what runs now; see `Recording.traceparent`."""
+    return Recording(recording_span()).traceparent
 
 
 def open_span(name: str, attributes: Attributes | None = None) -> Recording:
@@ -120,7 +121,7 @@ def open_span(name: str, attributes: Attributes | None = None) -> Recording:
 
 @contextmanager
 def child_span(parent: Recording, name: str, started_unix_ns: int) -> Iterator[Recording]:
-    """Below the parent, and what runs now inside the block; fails with what the block raises.
+    """Below the parent, and what runs now inside the block.
 
     The parent is passed: threads that do parts of a request know nothing of its context.
     Whoever opens it ends it, with the time that its own clock measured.
@@ -170,6 +171,12 @@ def follow_callers() -> None:
         provider.sampler = DEFAULT_OFF
 
 
+def _write(span: Span) -> str:
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier, trace.set_span_in_context(span))
+    return carrier[TRACEPARENT]
+
+
 def _start(parent: Span, name: str, started_unix_ns: int, linked_to: str | None = None) -> Span:
     return trace.get_tracer(TRACER).start_span(
         name,
@@ -189,13 +196,9 @@ def _link(traceparent: str | None) -> list[Link]:
 
 @contextmanager
 def _current(span: Span) -> Iterator[Recording]:
-    recording = Recording(span)
     token = context.attach(trace.set_span_in_context(span))
     try:
-        yield recording
-    except BaseException as exc:
-        recording.fail_with(exc)
-        raise
+        yield Recording(span)
     finally:
         context.detach(token)
 

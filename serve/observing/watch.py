@@ -1,47 +1,65 @@
 """The clock of one request: milliseconds per stage, each a span where the trace is recorded."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from opentelemetry.trace import Span
-
-from serve.observing.tracing import Attribute, child_span, set_attributes
+from serve.observing.tracing import (
+    NOT_RECORDED,
+    Attributes,
+    Recording,
+    child_span,
+    outermost_span,
+)
 from serve.telemetry import STAGES
 
 
 class Stopwatch:
     """Stages may be timed in any thread; one that is entered twice adds up."""
 
-    def __init__(self, span: Span | None = None) -> None:
-        """
-        Args:
-            span: of the whole request; None where nobody records it.
-        """
-        self._span = span
+    def __init__(self) -> None:
+        self._span = NOT_RECORDED
         self._started_s = time.perf_counter()
         self._started_unix_ns = time.time_ns()
         self._stages_ms: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str, **attributes: Attribute) -> Iterator[Span | None]:
+    def record(self, name: str, linked_to: str | None = None) -> Iterator[Recording]:
+        """A span of all that is timed here, from the clock's start to the block's end.
+
+        Args:
+            linked_to: see `outermost_span`.
+        """
+        with outermost_span(name, self._started_unix_ns, linked_to) as span:
+            self._span = span
+            try:
+                yield span
+            except BaseException as exc:
+                span.fail_with(exc)  # before its end: nothing is written on a span afterwards
+                raise
+            finally:
+                span.end(self._unix_ns(time.perf_counter()))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Recording]:
         if name not in STAGES:
             raise KeyError(name)
         started_s = time.perf_counter()
-        started_unix_ns = self._unix_ns(started_s)
-        with child_span(self._span, name, started_unix_ns, **attributes) as span:
+        with child_span(self._span, name, self._unix_ns(started_s)) as span:
             try:
                 yield span
+            except BaseException as exc:
+                span.fail_with(exc)
+                raise
             finally:
                 ended_s = time.perf_counter()
                 elapsed_ms = (ended_s - started_s) * 1e3
                 self._stages_ms[name] = self._stages_ms.get(name, 0.0) + elapsed_ms
-                if span is not None:
-                    span.end(self._unix_ns(ended_s))
+                span.end(self._unix_ns(ended_s))
 
-    def note(self, attributes: Mapping[str, Attribute | None]) -> None:
+    def note(self, attributes: Attributes) -> None:
         """Say it of the whole request."""
-        set_attributes(self._span, attributes)
+        self._span.note(attributes)
 
     def _unix_ns(self, now_s: float) -> int:
         # One clock for all: what the spans say is what the header says.
