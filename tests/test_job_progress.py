@@ -130,3 +130,24 @@ def test_chore_that_fails_is_done_again_and_one_that_hangs_is_found() -> None:
 
     run_virtually(play())
     assert num_turns == 11
+
+
+def test_chore_whose_driver_swallows_a_cancellation_ends_all_the_same() -> None:
+    num_turns = 0
+
+    async def swallow() -> None:
+        nonlocal num_turns
+        num_turns += 1
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise StoreUnavailable("the connection was lost") from None
+
+    async def play() -> None:
+        routine = Routine([Chore(name="swallows", every_s=300, work=swallow)])
+        routine.start()
+        await asyncio.sleep(1)
+        await routine.stop()
+
+    run_virtually(play())
+    assert num_turns == 1

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from serve.errors import StoreUnavailable
 
+CANCEL_AGAIN_S = 0.5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chore:
@@ -35,6 +37,7 @@ class Routine:
         self._now_s = now_s
         self._turned_s: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._is_stopped = False
 
     def start(self) -> None:
         for chore in self._chores:
@@ -42,10 +45,14 @@ class Routine:
             self._tasks.append(asyncio.create_task(self._repeat(chore), name=chore.name))
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        self._is_stopped = True
+        running = set(self._tasks)
+        while running:
+            for task in running:
+                task.cancel()
+            # A driver that is cancelled in the middle of a statement may raise something of its
+            # own instead: the chore has failed then, and would be tried again for ever.
+            _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
 
     def find_stuck(self, limit_s: float) -> list[str]:
         """Chores that neither ended nor failed for so long, or whose loop is gone."""
@@ -59,7 +66,7 @@ class Routine:
         ]
 
     async def _repeat(self, chore: Chore) -> None:
-        while True:
+        while not self._is_stopped:
             try:
                 await chore.work()
             except StoreUnavailable as exc:
