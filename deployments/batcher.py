@@ -22,6 +22,7 @@ from serve.errors import (
     Overloaded,
 )
 from serve.messages import ExpertReply, ExpertRequest
+from serve.observing.tracing import open_span
 
 Generate = Callable[[Sequence[ExpertRequest], OnStep], list[ExpertReply]]
 """`Backend.generate`, or what wraps it. Only ever called on the batcher's thread."""
@@ -49,6 +50,18 @@ class Member:
         self.num_rows = request.num_images
         self.progress = (0, request.num_steps)
         self.answer: Future[ExpertReply] = Future()
+        # Here, where its caller's trace is known: the thread that paints knows of none.
+        self.span = open_span("painter", {"sm4ll.version": request.version})
+        self.answer.add_done_callback(self._end_span)
+
+    def _end_span(self, answer: Future[ExpertReply]) -> None:
+        if answer.cancelled():
+            self.span.fail(Cancelled.code, is_ours=False)
+        elif error := answer.exception():
+            self.span.fail_with(error)
+        else:
+            self.span.note({"sm4ll.batch_size": answer.result().batch_size})
+        self.span.end()
 
     @property
     def is_waiting(self) -> bool:
@@ -215,9 +228,12 @@ class Batcher:
         def on_step(step: int, num_steps: int) -> None:
             for member in batch:
                 member.progress = (step, num_steps)
+                member.span.event("step", {"sm4ll.step": step, "sm4ll.num_steps": num_steps})
             if not self._waiting(batch):
                 raise Cancelled(f"stopped at step {step} of {num_steps}: nobody waits for it")
 
+        for member in batch:
+            member.span.event("pass", {"sm4ll.batch_size": len(batch)})
         try:
             replies = self._generate([member.request for member in batch], on_step)
             answers = list(zip(batch, replies, strict=True))

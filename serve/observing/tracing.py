@@ -50,7 +50,8 @@ class Recording:
             self._span.set_attributes({k: v for k, v in attributes.items() if v is not None})
 
     def event(self, name: str, attributes: Mapping[str, Attribute]) -> None:
-        if self._span is not None:
+        """Nothing after the end: a pass goes on for others when one's deadline has come."""
+        if self._span is not None and self._span.is_recording():
             self._span.add_event(name, attributes)
 
     def rename(self, name: str) -> None:
@@ -117,6 +118,19 @@ def open_span(name: str, attributes: Attributes | None = None) -> Recording:
     span = Recording(trace.get_tracer(TRACER).start_span(name))
     span.note(attributes or {})
     return span
+
+
+@contextmanager
+def recorded(name: str, attributes: Attributes | None = None) -> Iterator[Recording]:
+    """As `open_span`, ended by the block's end; it fails with what the block raises."""
+    span = open_span(name, attributes)
+    try:
+        yield span
+    except BaseException as exc:
+        span.fail_with(exc)
+        raise
+    finally:
+        span.end()
 
 
 @contextmanager
