@@ -5,7 +5,7 @@ Pure async with its collaborators passed in; knows neither HTTP nor Ray.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -17,13 +17,15 @@ from deployments.bundle import Bundle
 from serve.admission.gate import Permit
 from serve.admission.ticket import Share
 from serve.catalog import Catalog, Choice
-from serve.errors import Cancelled, DeadlineExceeded, Sm4llError, SubjectNotFound
+from serve.errors import Cancelled, DeadlineExceeded, Sm4llError
 from serve.imaging.encode import MEDIA_TYPES
 from serve.imaging.limits import ImageLimits
-from serve.imaging.mask import check_mask_size
-from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, SegmentRequest
+from serve.messages import ExpertReply, ExpertRequest, Landmarks
+from serve.observing.tryons import TryOns
 from serve.observing.watch import Stopwatch
+from serve.preparing import Preparer, SegmentCaller
 from serve.receipts import passthrough_receipt, tryon_receipt
+from serve.remembering import PictureMemory
 from serve.steps import (
     Answer,
     CropWork,
@@ -35,26 +37,16 @@ from serve.steps import (
     TryOnResult,
     TryOnWork,
     Witness,
+    check_answers,
     check_reply,
-    decode_caller_mask,
-    decode_person,
-    decode_product,
     deliver,
-    derive_seed,
     measure_gpu_ms,
     pack,
-    plan_work,
 )
+from serve.tally import tell_end
 from serve.tenancy.account import Charge, Quote
-from serve.tenancy.memory import remembered_as
 
 T = TypeVar("T")
-
-
-class SegmentCaller(Protocol):
-    """Asks the segmenter deployment."""
-
-    async def __call__(self, request: SegmentRequest, /) -> SegmentReply: ...
 
 
 class ExpertCaller(Protocol):
@@ -91,6 +83,7 @@ class _Trace:
     choice: Choice | None = None
     prepared: Prepared | None = None
     reply: ExpertReply | None = None
+    answers: Sequence[Answer] = ()
 
 
 class Pipeline:
@@ -107,20 +100,24 @@ class Pipeline:
         unix_time_s: Callable[[], float] = time.time,
         followers: Mapping[str, ExpertFollower] | None = None,
         witness: Witness | None = None,
+        tryons: TryOns | None = None,
+        memory: PictureMemory | None = None,
     ):
         """
         Args:
             followers: for work with a `progress`; without one it is told what it painted only.
             witness: is told of requests in experiments, however they end.
+            tryons: is told of all of them.
+            memory: of pictures; none is kept without one.
         """
         self._followers = {} if followers is None else followers
         self._witness = witness
+        self._tryons = tryons or TryOns()
         self._catalog = catalog
-        self._segment = segment
+        self._preparer = Preparer(segment, threads, limits, memory, unix_time_s)
         self._experts = experts
         self._gate = gate
         self._threads = threads
-        self._limits = limits
         self._unix_time_s = unix_time_s
 
     async def run(self, work: TryOnWork, watch: Stopwatch) -> TryOnResult:
@@ -168,6 +165,8 @@ class Pipeline:
         result: TryOnResult | None = None,
     ) -> None:
         choice = trace.choice
+        is_wrong = any(answer.is_wrong for answer in trace.answers)
+        tell_end(self._tryons, work, choice, error or result, is_wrong=is_wrong)
         if self._witness is None or choice is None or choice.assignment is None:
             return
         self._witness.saw(
@@ -197,10 +196,14 @@ class Pipeline:
             check_reply(reply, crop.request)
             if work.progress is not None:
                 work.progress.on_painted(reply.images_nhwc)
-            answers = [
-                await self._in_thread(deliver, work, bundle, inputs, crop, reply, index, watch)
+            answers = trace.answers = [
+                await self._in_thread(
+                    inputs.copies.during, deliver, work, bundle, inputs, crop, reply, index, watch
+                )
                 for index in range(work.options.num_images)
             ]
+            self._tryons.copied(inputs.copies.full_size(inputs.person.pixels.size))
+            check_answers(answers)
             result = await self._result(work, choice, inputs, region, crop, reply, answers, watch)
             await self._settle(charge, result, watch)
         return result
@@ -244,8 +247,10 @@ class Pipeline:
                 permit = await stack.enter_async_context(self._gate.admit(request, work.share))
             if charge is not None:
                 charge.check()
-            with watch.stage("expert"):
+            watch.note({"gen_ai.request.seed": request.seed})
+            with watch.stage("expert") as span:
                 reply = await self._ask(request, work.progress)
+                span.note({"sm4ll.batch_size": reply.batch_size})
             permit.learn(reply)
         return reply
 
@@ -256,68 +261,8 @@ class Pipeline:
         return await follow(request, progress.on_step)
 
     async def prepare(self, work: TryOnWork, bundle: Bundle, watch: Stopwatch) -> Prepared:
-        """Everything up to what the expert is asked; what training inputs are made of as well.
-
-        Raises:
-            RequestError: a picture, the mask or what they show cannot be used.
-        """
-        deadline_unix_s = self._unix_time_s() + work.timeout_s
-        with watch.stage("decode"):
-            inputs = await self._decode(work, bundle)
-        with watch.stage("segment"):
-            tenant_id = work.share.tenant
-            region = await self._find_region(tenant_id, bundle, inputs)
-            product_landmarks = await self._find_product_landmarks(tenant_id, bundle, inputs)
-        with watch.stage("plan"):
-            seed = derive_seed(work, bundle)
-            crop = await self._in_thread(
-                plan_work, work, bundle, inputs, region, product_landmarks, seed, deadline_unix_s
-            )
-        return Prepared(inputs, region, crop)
-
-    async def _decode(self, work: TryOnWork, bundle: Bundle) -> Inputs:
-        (person, copy_hwc), (product, product_rgba), mask_hw = await asyncio.gather(
-            self._in_thread(decode_person, work.person, self._limits, work.mask is not None),
-            self._in_thread(decode_product, work.product, self._limits, bundle.product),
-            self._in_thread(decode_caller_mask, work, self._limits),
-        )
-        return Inputs(person, product, copy_hwc, product_rgba, mask_hw)
-
-    async def _find_region(self, tenant_id: str, bundle: Bundle, inputs: Inputs) -> Region:
-        person = inputs.person
-        if inputs.mask_hw is not None:
-            check_mask_size(inputs.mask_hw, person.width, person.height)
-            return Region(inputs.mask_hw, None)
-        assert inputs.person_copy_hwc is not None
-        reply = await self._segment(
-            SegmentRequest(
-                image_hwc=inputs.person_copy_hwc,
-                expert=bundle.expert,
-                content_hash=remembered_as(tenant_id, person.sha256),
-                masker=bundle.masker.id,
-                dilation=bundle.masker.dilation,
-            )
-        )
-        return Region(reply.region_hw, reply)
-
-    async def _find_product_landmarks(
-        self, tenant_id: str, bundle: Bundle, inputs: Inputs
-    ) -> Landmarks:
-        if not bundle.product.landmarks:
-            return Landmarks()
-        request = SegmentRequest(
-            image_hwc=np.ascontiguousarray(inputs.product_rgba[:, :, :3]),
-            expert=bundle.expert,
-            content_hash=remembered_as(tenant_id, inputs.product.sha256),
-            masker=bundle.masker.id,
-        )
-        try:
-            return (await self._segment(request)).landmarks
-        except SubjectNotFound as exc:
-            raise SubjectNotFound(
-                f"in the product picture: {exc.detail}",
-                remedy="send a portrait in which the face is seen from the front, unobstructed",
-            ) from exc
+        """Everything up to what the expert is asked; see `Preparer`."""
+        return await self._preparer.prepare(work, bundle, watch)
 
     async def _result(
         self,

@@ -1,12 +1,10 @@
 """Writes the receipt of an answer: enough to make it again."""
 
-import hashlib
 import secrets
 from dataclasses import asdict
 from typing import Any
 
 from serve.catalog import Choice
-from serve.imaging.decode import DecodedImage
 from serve.imaging.encode import LOSSLESS
 from serve.imaging.region import CropPlan
 from serve.messages import ExpertReply
@@ -20,7 +18,15 @@ from serve.schemas.receipt import (
     Upstream,
     Usage,
 )
-from serve.steps import Answer, CropWork, Inputs, Region, TryOnWork, measure_gpu_ms
+from serve.steps import (
+    Answer,
+    CropWork,
+    Inputs,
+    Region,
+    TryOnWork,
+    digest_of,
+    measure_gpu_ms,
+)
 
 
 def tryon_receipt(
@@ -35,19 +41,21 @@ def tryon_receipt(
 ) -> Receipt:
     """The receipt of a finished try-on."""
     plan = crop.plan
-    segmented = region.segmented
     worst = max(answer.proof.max_abs_diff for answer in answers)
     image_format = answers[0].format
     return Receipt(
         **_common(work, choice, reply, watch),
-        masker="caller" if segmented is None else segmented.masker,
-        segmentation_cached=segmented is not None and segmented.cached,
+        masker=region.masker,
+        segmentation_cached=region.is_cached,
+        product_cached=inputs.is_product_known
+        if reply.product_cached is None
+        else reply.product_cached,
         seed=crop.request.seed,
         num_steps=crop.request.num_steps,
         format=image_format,
         person=digest_of(inputs.person),
-        product=digest_of(inputs.product),
-        mask=_mask_digest(work, inputs.person),
+        product=inputs.product.digest,
+        mask=_mask_digest(inputs),
         region_box=crop.region_box,
         crop_box=plan.box,
         crop_size=(plan.crop_w_px, plan.crop_h_px),
@@ -122,15 +130,8 @@ def _answer_id(work: TryOnWork) -> str:
     return f"tr_{secrets.token_hex(12)}"
 
 
-def digest_of(image: DecodedImage) -> InputDigest:
-    """Which file it was and what it held."""
-    return InputDigest(
-        sha256=image.sha256, width=image.width, height=image.height, format=image.format
-    )
-
-
-def _mask_digest(work: TryOnWork, person: DecodedImage) -> InputDigest | None:
-    if work.mask is None:
+def _mask_digest(inputs: Inputs) -> InputDigest | None:
+    if inputs.mask_sha256 is None:
         return None
-    sha256 = hashlib.sha256(work.mask).hexdigest()
-    return InputDigest(sha256=sha256, width=person.width, height=person.height, format="mask")
+    width, height = inputs.person.width, inputs.person.height
+    return InputDigest(sha256=inputs.mask_sha256, width=width, height=height, format="mask")

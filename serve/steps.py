@@ -1,13 +1,15 @@
 """The steps of one try-on that compute: what goes in and out of each, run on imaging threads."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import cv2
 import numpy as np
 
 from deployments.bundle import Bundle, Product
+from deployments.cache import ContentCache, Made
 from serve.admission.ticket import LOCAL_SHARE, Share
 from serve.catalog import Choice
 from serve.errors import GenerationFailed, Sm4llError
@@ -15,12 +17,13 @@ from serve.experiments.assignment import Party
 from serve.imaging.blend import choose_feather_px
 from serve.imaging.canvas import build_canvas, trim_clear_border
 from serve.imaging.colour import crop_to_srgb, to_srgb, to_srgb_rgba
+from serve.imaging.copies import CopyCounter
 from serve.imaging.decode import DecodedImage, decode_image
 from serve.imaging.encode import LOSSLESS, encode_image
 from serve.imaging.layers import build_product_layer, build_region_map, pack_layers
 from serve.imaging.limits import ImageLimits
 from serve.imaging.mask import decode_mask
-from serve.imaging.paste import Pasted, paste_back
+from serve.imaging.paste import Overlay, paste_back
 from serve.imaging.proof import OutsideProof, prove_outside
 from serve.imaging.region import (
     CropPlan,
@@ -34,9 +37,11 @@ from serve.imaging.region import (
 from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, UInt8Array
 from serve.observing.watch import Stopwatch
 from serve.policy import TenantPolicy
-from serve.schemas.receipt import Format, Receipt
+from serve.remembering import ProductCopy
+from serve.schemas.receipt import Format, InputDigest, Receipt
 from serve.schemas.tryon import TryOnOptions
 from serve.tenancy.account import Account
+from serve.tenancy.memory import remembered_as
 
 SEGMENT_SIDE_PX = 1024
 
@@ -106,13 +111,19 @@ class Inputs:
     """Both pictures decoded, with the copies the replicas get."""
 
     person: DecodedImage
-    product: DecodedImage
+    product: ProductCopy
     person_copy_hwc: UInt8Array | None
-    """(H, W, 3) sRGB, longer side at most SEGMENT_SIDE_PX; None when the caller brought a mask."""
-    product_rgba: UInt8Array
-    """(h, w, 4) sRGB: the bundle's canvas, or its longer side at most the bundle's max_side_px."""
+    """(H, W, 3) sRGB, longer side at most SEGMENT_SIDE_PX; None when nobody has to find a region
+    in it."""
     mask_hw: UInt8Array | None
     """The caller's own, at the person's size."""
+    mask_sha256: str | None = None
+    """Hex digest of the caller's mask file."""
+    copies: CopyCounter = field(default_factory=CopyCounter)
+    """Of the person's picture, as they are made."""
+    known: SegmentReply | None = None
+    """Of the person, where this router remembers it."""
+    is_product_known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +134,14 @@ class Region:
     """At the copy's size, or the original's when the caller brought a mask."""
     segmented: SegmentReply | None
     """None when the caller brought a mask."""
+
+    @property
+    def masker(self) -> str:
+        return "caller" if self.segmented is None else self.segmented.masker
+
+    @property
+    def is_cached(self) -> bool:
+        return self.segmented is not None and self.segmented.cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +169,14 @@ class Answer:
 
     file: bytes
     format: Format
-    pasted: Pasted
+    overlay: Overlay | None
+    """Where layers are asked for."""
     proof: OutsideProof
+
+    @property
+    def is_wrong(self) -> bool:
+        """A lossless file that differs outside the region."""
+        return self.proof.max_abs_diff > 0 and self.format in LOSSLESS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,12 +202,25 @@ class Witness(Protocol):
     def saw(self, sighting: Sighting, /) -> None: ...
 
 
+def recall_nothing(sha256: str) -> SegmentReply | None:
+    """Where nobody remembers pictures."""
+    return None
+
+
 def decode_person(
-    data: bytes, limits: ImageLimits, has_mask: bool
-) -> tuple[DecodedImage, UInt8Array | None]:
-    """The person, and the copy for the segmenter where it is asked."""
+    data: bytes,
+    limits: ImageLimits,
+    has_mask: bool,
+    recall: Callable[[str], SegmentReply | None] = recall_nothing,
+) -> tuple[DecodedImage, UInt8Array | None, SegmentReply | None]:
+    """The person, with the copy for the segmenter or what is known of the file with that digest;
+    neither where the caller brought a mask."""
     image = decode_image(data, limits)
-    return image, None if has_mask else to_srgb(image, max_side_px=SEGMENT_SIDE_PX)
+    if has_mask:
+        return image, None, None
+    if (known := recall(image.sha256)) is not None:
+        return image, None, known
+    return image, to_srgb(image, max_side_px=SEGMENT_SIDE_PX), None
 
 
 def decode_product(
@@ -198,24 +236,52 @@ def decode_product(
     return image, build_canvas(product_rgba, canvas.size, canvas.background, canvas.margin)
 
 
-def decode_caller_mask(work: TryOnWork, limits: ImageLimits) -> UInt8Array | None:
-    """The caller's own mask, if there is one.
+def prepare_product(
+    data: bytes,
+    limits: ImageLimits,
+    product: Product,
+    tenant_id: str,
+    cache: ContentCache[ProductCopy],
+) -> Made[ProductCopy]:
+    """The product as the expert is given it, maybe from an earlier request."""
+
+    def make() -> ProductCopy:
+        image, product_rgba = decode_product(data, limits, product)
+        product_rgba.flags.writeable = False
+        return ProductCopy(digest_of(image), product_rgba)
+
+    sha256 = hashlib.sha256(data).hexdigest()
+    return cache.make(remembered_as(tenant_id, sha256), product.model_dump_json(), make)
+
+
+def digest_of(image: DecodedImage) -> InputDigest:
+    """Which file it was and what it held."""
+    return InputDigest(
+        sha256=image.sha256, width=image.width, height=image.height, format=image.format
+    )
+
+
+def decode_caller_mask(
+    work: TryOnWork, limits: ImageLimits
+) -> tuple[UInt8Array | None, str | None]:
+    """The caller's own mask and the hex digest of its file, if there is one.
 
     Raises:
         MaskRejected: empty, full, or a photograph.
     """
     if work.mask is None:
-        return None
-    return decode_mask(work.mask, work.options.mask_convention, limits)
+        return None, None
+    mask_hw = decode_mask(work.mask, work.options.mask_convention, limits)
+    return mask_hw, hashlib.sha256(work.mask).hexdigest()
 
 
-def derive_seed(work: TryOnWork, bundle: Bundle) -> int:
+def derive_seed(work: TryOnWork, bundle: Bundle, inputs: Inputs) -> int:
     """The caller's seed, or one that follows from the inputs: a repeat gives the same picture."""
     if work.options.seed is not None:
         return work.options.seed
     digest = hashlib.sha256(bundle.version.encode())
-    for data in (work.person, work.product, work.mask or b""):
-        digest.update(hashlib.sha256(data).digest())
+    for sha256 in (inputs.person.sha256, inputs.product.digest.sha256, inputs.mask_sha256):
+        digest.update(hashlib.sha256(b"").digest() if sha256 is None else bytes.fromhex(sha256))
     return int.from_bytes(digest.digest()[:4], "big")
 
 
@@ -246,8 +312,9 @@ def plan_work(
         region_hw=shrink_region(region_box_hw, plan),
         silhouette_hw=silhouette_hw,
         landmarks=landmarks,
-        product_hwc=inputs.product_rgba,
+        product_hwc=inputs.product.rgba,
         product_landmarks=product_landmarks,
+        product_hash=remembered_as(work.share.tenant, inputs.product.digest.sha256),
         seed=seed,
         num_images=work.options.num_images,
         num_steps=bundle.num_steps(work.options.quality),
@@ -303,11 +370,7 @@ def deliver(
     index: int,
     watch: Stopwatch,
 ) -> Answer:
-    """Paste one picture back, encode it, and prove the file.
-
-    Raises:
-        GenerationFailed: a lossless file differs outside the region; it is not delivered.
-    """
+    """Paste one picture back, encode it, and prove the file; see `check_answers`."""
     person = inputs.person
     with watch.stage("paste"):
         pasted = paste_back(
@@ -329,14 +392,26 @@ def deliver(
             icc_profile=person.icc_profile,
             bit_depth=person.bit_depth,
             exif=person.exif,
+            may_overwrite=True,
         )
+    overlay = pasted.overlay if work.options.output == "layers" else None
+    del pasted  # before the answer is decoded: its copy of the picture goes first
     with watch.stage("prove"):
         proof = prove_outside(file, person, crop.region_box_hw, crop.plan.box)
-    if proof.max_abs_diff and image_format in LOSSLESS:
-        raise GenerationFailed(
-            f"the file differs by {proof.max_abs_diff} levels outside the region: not delivered"
-        )
-    return Answer(file, image_format, pasted, proof)
+    return Answer(file, image_format, overlay, proof)
+
+
+def check_answers(answers: Sequence[Answer]) -> None:
+    """
+    Raises:
+        GenerationFailed: a lossless file differs outside the region; nothing is delivered.
+    """
+    for answer in answers:
+        if answer.is_wrong:
+            raise GenerationFailed(
+                f"the file differs by {answer.proof.max_abs_diff} levels outside the region: "
+                "not delivered"
+            )
 
 
 def _choose_format(work: TryOnWork, person: DecodedImage) -> Format:
@@ -348,10 +423,11 @@ def _choose_format(work: TryOnWork, person: DecodedImage) -> Format:
 
 def pack(inputs: Inputs, crop: CropWork, answer: Answer, receipt: Receipt) -> bytes:
     """The zip of layers at the original's size."""
+    assert answer.overlay is not None
     return pack_layers(
         answer.file,
         "jpg" if answer.format == "jpeg" else answer.format,
-        build_product_layer(inputs.person, answer.pasted),
+        build_product_layer(inputs.person, answer.overlay),
         build_region_map(inputs.person, crop.region_box_hw, crop.plan.box),
         receipt.model_dump_json(indent=2),
     )

@@ -30,14 +30,14 @@ def make_result() -> tuple[DecodedImage, Pasted, np.ndarray, np.ndarray]:
 def pack() -> bytes:
     image, pasted, region, _ = make_result()
     final = encode_image(pasted.pixels, None, format="png")
-    layer = build_product_layer(image, pasted)
-    area = build_region_map(image, region, pasted.box)
+    layer = build_product_layer(image, pasted.overlay)
+    area = build_region_map(image, region, pasted.overlay.box)
     return pack_layers(final, "png", layer, area, '{"exact": true}')
 
 
 def test_product_layer_over_person_is_the_final_picture() -> None:
     image, pasted, _, _ = make_result()
-    layer = build_product_layer(image, pasted).astype(np.float64)
+    layer = build_product_layer(image, pasted.overlay).astype(np.float64)
     alpha = layer[..., 3:] / 255
     recomposed = np.rint(layer[..., :3] * alpha + image.pixels * (1 - alpha))
     assert np.abs(recomposed - pasted.pixels).max() <= 1
@@ -46,7 +46,7 @@ def test_product_layer_over_person_is_the_final_picture() -> None:
 
 def test_product_layer_is_clear_outside_the_region() -> None:
     image, pasted, _, found = make_result()
-    layer = build_product_layer(image, pasted)
+    layer = build_product_layer(image, pasted.overlay)
     assert (layer[found == 0] == 0).all()
 
 

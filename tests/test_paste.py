@@ -177,7 +177,7 @@ def test_blend_happens_inside_the_region() -> None:
     image = make_image()
     plan, region, crop = prepare(image, make_region(160, 120, (40, 30, 120, 90)))
     pasted = paste_back(image, crop, None, plan, region, feather_px=6)
-    weight = pasted.weight_hw
+    weight = pasted.overlay.weight_hw
     assert (weight[region == 0] == 0).all()
     assert weight.max() == 1
     assert np.count_nonzero((weight > 0.1) & (weight < 0.9)) > 200
@@ -189,7 +189,7 @@ def test_region_at_the_picture_border_has_no_soft_edge_there() -> None:
     found[60:, :] = 255
     plan, region, crop = prepare(image, found)
     pasted = paste_back(image, crop, None, plan, region, feather_px=10)
-    assert pasted.weight_hw[-1].min() == pasted.weight_hw[-20:, 0].min() == 1
+    assert pasted.overlay.weight_hw[-1].min() == pasted.overlay.weight_hw[-20:, 0].min() == 1
 
 
 def test_thin_region_still_reaches_full_weight() -> None:
@@ -197,7 +197,8 @@ def test_thin_region_still_reaches_full_weight() -> None:
     found = np.zeros((120, 160), np.uint8)
     found[60:63, 20:140] = 255
     plan, region, crop = prepare(image, found)
-    assert paste_back(image, crop, None, plan, region, feather_px=30).weight_hw.max() > 0.95
+    pasted = paste_back(image, crop, None, plan, region, feather_px=30)
+    assert pasted.overlay.weight_hw.max() > 0.95
 
 
 def test_unpainted_parts_of_the_region_keep_their_pixels() -> None:

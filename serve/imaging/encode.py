@@ -15,6 +15,7 @@ from PIL import Image
 
 from serve.errors import InvalidRequest
 from serve.imaging.colour import reduce_depth
+from serve.imaging.copies import note_copy
 from serve.imaging.decode import Pixels
 from serve.imaging.exif import MAX_EXIF_BYTES
 from serve.schemas.receipt import Format
@@ -48,6 +49,7 @@ def encode_image(
     bit_depth: int = 8,
     exif: bytes | None = None,
     quality: int = DEFAULT_JPEG_QUALITY,
+    may_overwrite: bool = False,
 ) -> bytes:
     """Write one picture.
 
@@ -57,6 +59,8 @@ def encode_image(
         bit_depth: 16 keeps 16 bit for PNG and TIFF; WebP and JPEG have 8.
         exif: without the "Exif" prefix; TIFF output carries none.
         quality: of JPEG only; chroma is never subsampled.
+        may_overwrite: the pixels are not needed any more, so that they can change their order
+            where they are.
 
     Raises:
         InvalidRequest: the format cannot hold a picture this large.
@@ -67,10 +71,11 @@ def encode_image(
             f"{format} holds at most {MAX_SIDE_PX[format]} pixels a side, this has {longest_px}",
             remedy="ask for png or tiff",
         )
-    if bit_depth == 8 or format in ("webp", "jpeg"):
+    if pixels.dtype != np.uint8 and (bit_depth == 8 or format in ("webp", "jpeg")):
         pixels, alpha = reduce_depth(pixels), None if alpha is None else reduce_depth(alpha)
+        note_copy("convert", pixels)
     if format == "png":
-        return _encode_png(pixels, alpha, icc_profile, exif)
+        return _encode_png(pixels, alpha, icc_profile, exif, may_overwrite)
     if format == "tiff":
         return _encode_tiff(pixels, alpha, icc_profile)
     options: dict[str, Any] = {"icc_profile": icc_profile}
@@ -78,25 +83,37 @@ def encode_image(
         options["exif"] = _EXIF_PREFIX + exif
     if format == "webp":
         image = Image.fromarray(_join(pixels, alpha))
+        note_copy("encode", pixels)
         return _save(image, "WEBP", lossless=True, method=0, quality=20, exact=True, **options)
     image = Image.fromarray(_flatten_on_white(pixels, alpha))
+    note_copy("encode", pixels)
     return _save(image, "JPEG", quality=max(quality, 1), subsampling=0, **options)
 
 
 def _encode_png(
-    pixels: Pixels, alpha: Pixels | None, icc_profile: bytes | None, exif: bytes | None
+    pixels: Pixels,
+    alpha: Pixels | None,
+    icc_profile: bytes | None,
+    exif: bytes | None,
+    may_overwrite: bool,
 ) -> bytes:
-    if alpha is None:
-        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    bgr: Any
+    if alpha is not None:
+        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGRA)
+        cv2.insertChannel(alpha, bgr, 3)
+        note_copy("encode", bgr)
+    elif may_overwrite:
+        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR, dst=pixels)
     else:
-        bgr = cv2.cvtColor(_join(pixels, alpha), cv2.COLOR_RGBA2BGRA)
+        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+        note_copy("encode", bgr)
     _, encoded = cv2.imencode(".png", bgr, _PNG_OPTIONS)
     extra = b""
     if icc_profile is not None:
         extra += _png_chunk(b"iCCP", b"ICC\x00\x00" + zlib.compress(icc_profile))
     if exif is not None:
         extra += _png_chunk(b"eXIf", exif)
-    data = encoded.tobytes()
+    data = encoded.data
     return b"".join((data[:_PNG_IHDR_END], extra, data[_PNG_IHDR_END:]))
 
 
@@ -129,7 +146,11 @@ def _save(image: Image.Image, format: str, **options: Any) -> bytes:
 
 
 def _join(pixels: Pixels, alpha: Pixels | None) -> Any:
-    return pixels if alpha is None else np.dstack([pixels, alpha])
+    if alpha is None:
+        return pixels
+    joined = np.dstack([pixels, alpha])
+    note_copy("convert", joined)
+    return joined
 
 
 def _flatten_on_white(pixels: Any, alpha: Any) -> Any:

@@ -53,6 +53,8 @@ class Header:
     num_frames: int = 1
     bit_depth: int = 8
     num_channels: int = 3
+    is_opaque: bool = False
+    """True only where the header rules transparency out."""
     icc_profile: bytes | None = None
     exif: bytes | None = None
     """TIFF-style bytes without the "Exif" prefix."""
@@ -109,10 +111,13 @@ def _walk_png(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 def _read_png(data: bytes) -> Header:
     width_px, height_px, bit_depth, colour = struct.unpack_from(">IIBB", data, 16)
     num_frames, icc_profile, exif = 1, None, None
+    is_opaque = colour == 2
     for kind, at, length in _walk_png(data):
         content = memoryview(data)[at : at + length]
         if kind == b"acTL":
             num_frames = struct.unpack_from(">I", content)[0]
+        elif kind == b"tRNS":
+            is_opaque = False
         elif kind == b"iCCP":
             icc_profile = _inflate_profile(bytes(content))
         elif kind == b"eXIf":
@@ -124,6 +129,7 @@ def _read_png(data: bytes) -> Header:
         num_frames=num_frames,
         bit_depth=16 if bit_depth == 16 else 8,
         num_channels={0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 3),
+        is_opaque=is_opaque,
         icc_profile=icc_profile,
         exif=exif,
         orientation=read_orientation(exif),
@@ -216,6 +222,7 @@ def _read_webp(data: bytes) -> Header:
         width_px,
         height_px,
         num_frames=2 if b"ANMF" in chunks or b"ANIM" in chunks else 1,
+        is_opaque=_is_webp_opaque(chunks),
         icc_profile=chunks.get(b"ICCP"),
         exif=exif,
         orientation=read_orientation(exif),
@@ -236,6 +243,14 @@ def _read_webp_size(chunks: dict[bytes, bytes]) -> tuple[int, int]:
         width_px, height_px = struct.unpack_from("<HH", chunks[b"VP8 "], 6)
         return width_px & 0x3FFF, height_px & 0x3FFF
     raise InvalidImage("the WebP file holds no picture", remedy="save it anew")
+
+
+def _is_webp_opaque(chunks: dict[bytes, bytes]) -> bool:
+    if b"VP8X" in chunks and chunks[b"VP8X"][0] & 0x10:
+        return False
+    if b"VP8L" in chunks:
+        return not struct.unpack_from("<I", chunks[b"VP8L"], 1)[0] >> 28 & 1
+    return b"ALPH" not in chunks
 
 
 def _read_tiff(data: bytes) -> Header:

@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 
 from serve.imaging.decode import DecodedImage
 from serve.imaging.encode import encode_image
-from serve.imaging.paste import Pasted
+from serve.imaging.paste import Overlay
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same inputs give the same zip
 
 
-def build_product_layer(image: DecodedImage, pasted: Pasted) -> NDArray[np.uint8]:
+def build_product_layer(image: DecodedImage, overlay: Overlay) -> NDArray[np.uint8]:
     """(H, W, 4) sRGB: what was painted, opaque where the picture changed, clear elsewhere."""
-    x0, y0, x1, y1 = pasted.box
+    x0, y0, x1, y1 = overlay.box
     layer = np.zeros((image.height, image.width, 4), np.uint8)
-    weight = np.rint(pasted.weight_hw * 255).astype(np.uint8)
+    weight = np.rint(overlay.weight_hw * 255).astype(np.uint8)
     layer[y0:y1, x0:x1, 3] = weight
-    layer[y0:y1, x0:x1, :3] = np.where(weight[..., None] > 0, pasted.painted_hwc, 0)
+    layer[y0:y1, x0:x1, :3] = np.where(weight[..., None] > 0, overlay.painted_hwc, 0)
     return layer
 
 
@@ -47,9 +47,7 @@ def pack_layers(
         product_rgba: (H, W, 4) sRGB, straight alpha, at the size of the picture.
         region_full_hw: (H, W), white where the picture may change.
     """
-    product = encode_image(
-        np.ascontiguousarray(product_rgba[..., :3]), product_rgba[..., 3], format="png"
-    )
+    product = encode_image(product_rgba[..., :3], product_rgba[..., 3], format="png")
     _, region = cv2.imencode(".png", region_full_hw, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     receipt = receipt_json.encode() if isinstance(receipt_json, str) else receipt_json
     buffer = BytesIO()

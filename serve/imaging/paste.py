@@ -15,6 +15,7 @@ from serve.imaging.blend import (
     weigh_region,
 )
 from serve.imaging.colour import IntBox, crop_to_srgb, from_srgb
+from serve.imaging.copies import note_copy
 from serve.imaging.decode import DecodedImage, Pixels
 from serve.imaging.region import CropPlan, extract_crop, extract_map, restore_crop
 from serve.messages import UInt8Array
@@ -25,17 +26,24 @@ _PAINTED_LEVELS = 12  # above resampling and codec noise, below any visible prod
 
 
 @dataclass(frozen=True, slots=True)
-class Pasted:
-    """The finished picture and what was laid over the original to get it."""
+class Overlay:
+    """What was laid over the original."""
 
-    pixels: Pixels
-    """(H, W, 3) in the original's space and depth; identical to it outside the region."""
-    alpha: Pixels | None
     weight_hw: FloatArray
     """(box_h, box_w) in [0, 1]: how much of each pixel is new."""
     painted_hwc: UInt8Array
     """(box_h, box_w, 3) sRGB: what was laid over, before the weight."""
     box: IntBox
+
+
+@dataclass(frozen=True, slots=True)
+class Pasted:
+    """The finished picture and how it came to be."""
+
+    pixels: Pixels
+    """(H, W, 3) in the original's space and depth; identical to it outside the region."""
+    alpha: Pixels | None
+    overlay: Overlay
 
 
 def paste_back(
@@ -82,7 +90,7 @@ def paste_back(
         painted_alpha = restore_crop(softened, plan)
     weight = weigh_region(region_box_hw, painted_alpha, feather_px)
     pixels, alpha = _write(image, painted, weight, plan.box)
-    return Pasted(pixels, alpha, weight, painted, plan.box)
+    return Pasted(pixels, alpha, Overlay(weight, painted, plan.box))
 
 
 def _write(
@@ -90,6 +98,7 @@ def _write(
 ) -> tuple[Pixels, Pixels | None]:
     x0, y0, x1, y1 = box
     pixels = image.pixels.copy()
+    note_copy("paste", pixels)
     alpha = None if image.alpha is None else image.alpha.copy()
     colours = from_srgb(painted_hwc, image.icc_profile, image.bit_depth)
     full = np.iinfo(pixels.dtype).max

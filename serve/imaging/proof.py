@@ -24,6 +24,8 @@ class OutsideProof:
     num_pixels_changed_inside: int
     exact: bool
     """Nothing outside differs, at the full depth of the source."""
+    sha256: str
+    """Hex digest of the delivered file."""
 
 
 def prove_outside(
@@ -44,31 +46,40 @@ def prove_outside(
         max_side_px=side_px,
         min_side_px=1,
     )
-    final = decode_image(final_bytes, limits)
+    final = decode_image(final_bytes, limits, counts_as="proof")
     if (final.width, final.height) != (source.width, source.height):
-        return OutsideProof(255, 0, exact=False)
+        return OutsideProof(255, 0, exact=False, sha256=final.sha256)
     is_same_depth = final.bit_depth == source.bit_depth
     largest, num_changed = _compare(final, source, region_box_hw, box)
     is_same_kind = is_same_depth and final.icc_profile == source.icc_profile
     has_alpha = final.alpha is not None or source.alpha is None
-    return OutsideProof(largest, num_changed, largest == 0 and is_same_kind and has_alpha)
+    exact = largest == 0 and is_same_kind and has_alpha
+    return OutsideProof(largest, num_changed, exact, final.sha256)
 
 
 def _compare(
     final: DecodedImage, source: DecodedImage, region_box_hw: NDArray[np.uint8], box: IntBox
 ) -> tuple[int, int]:
-    x0, y0, x1, y1 = box
     pairs = [(final.pixels, source.pixels)]
     if final.alpha is not None and source.alpha is not None:
         pairs.append((final.alpha, source.alpha))
-    largest, changed = 0, np.zeros(region_box_hw.shape, np.bool_)
+    largest = num_changed = 0
     for new, old in pairs:
         for y_slice, x_slice in _around(source.width, source.height, box):
             largest = max(largest, _max_difference(new[y_slice, x_slice], old[y_slice, x_slice]))
-        difference = _largest_channel(_difference(new[y0:y1, x0:x1], old[y0:y1, x0:x1]))
-        largest = max(largest, int(difference[region_box_hw == 0].max(initial=0)))
-        changed |= difference > 0
-    return largest, int(np.count_nonzero(changed & (region_box_hw > 0)))
+    x0, y0, x1, _ = box
+    # In strips: a background's box is the whole picture.
+    for start in range(0, len(region_box_hw), _STRIP_ROWS):
+        region_hw = region_box_hw[start : start + _STRIP_ROWS]
+        top = y0 + start
+        rows = slice(top, top + len(region_hw))
+        changed = np.zeros(region_hw.shape, np.bool_)
+        for new, old in pairs:
+            difference = _largest_channel(_difference(new[rows, x0:x1], old[rows, x0:x1]))
+            largest = max(largest, int(difference[region_hw == 0].max(initial=0)))
+            changed |= difference > 0
+        num_changed += int(np.count_nonzero(changed & (region_hw > 0)))
+    return largest, num_changed
 
 
 def _around(width_px: int, height_px: int, box: IntBox) -> Iterator[tuple[slice, slice]]:
