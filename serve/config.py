@@ -194,6 +194,8 @@ class RouterConfig(Config):
     evidence_retention_s: PositiveFloat = 400 * 86_400.0
     """How long what experiments saw is kept, and what was said about it: this year's season and
     the one it is compared with."""
+    max_named_tenants: NonNegativeInt = 20
+    """That a router's metrics tell apart, the busiest; each costs about fifty series."""
 
 
 class JobsConfig(Config):

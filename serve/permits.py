@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from deployments.bundle import Bundle
 from deployments.options import ExpertGroup, group_experts, max_batch_size, max_ongoing_requests
+from serve.admission.board import Board
 from serve.admission.gate import Gate
 from serve.admission.lane import Lane, LaneLimits
 from serve.config import FamilyConfig, RouterConfig, VersionId
+from serve.observing.meter import NO_METER, Meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,12 @@ def plan_lane(group: ExpertGroup, router: RouterConfig) -> LaneLimits:
 class Seats:
     """The gate of a family, and how many permits it has."""
 
-    def __init__(self, family: FamilyConfig, bundles: Mapping[VersionId, Bundle]):
+    def __init__(
+        self,
+        family: FamilyConfig,
+        bundles: Mapping[VersionId, Bundle],
+        meter: Meter = NO_METER,
+    ):
         self._router = family.router
         self._groups = group_experts(family, bundles)
         lanes: dict[str, Lane] = {}
@@ -65,7 +72,9 @@ class Seats:
             lane = Lane(plan_lane(group, family.router))
             # Versions that share replicas wait in one lane.
             lanes.update({bundle.version: lane for bundle in group.bundles})
-        self.gate = Gate(lanes)
+        self.gate = Gate(lanes, meter=meter)
+        self._board = Board(meter)
+        self._num_replicas: dict[str, int] = {}
 
     def add(self, group: ExpertGroup) -> None:
         """A deployment that came later; in place of one of the same name."""
@@ -81,6 +90,12 @@ class Seats:
 
     def follow(self, fleet: Fleet) -> None:
         """Have the permits for what runs; of a deployment that is not named they stay."""
+        self._num_replicas = {
+            bundle.version: fleet.num_replicas[group.name]
+            for group in self._groups
+            if group.name in fleet.num_replicas
+            for bundle in group.bundles
+        }
         self.gate.resize(
             {
                 group.bundles[0].version: count_permits(
@@ -98,7 +113,13 @@ class Seats:
             ]
         )
 
+    def look(self) -> None:
+        """For a sampler: show who waits, and what there is to wait for."""
+        self._board.show(self.gate.crowds(), self._num_replicas)
 
-def build_gate(family: FamilyConfig, bundles: Mapping[VersionId, Bundle]) -> Gate:
+
+def build_gate(
+    family: FamilyConfig, bundles: Mapping[VersionId, Bundle], meter: Meter = NO_METER
+) -> Gate:
     """With the permits of a start."""
-    return Seats(family, bundles).gate
+    return Seats(family, bundles, meter).gate

@@ -87,7 +87,8 @@ class Router:
         self._services.tryons.use_price(family.pricing.usd_per_gpu_second)
         if judge is not None:
             self._services.recorder.use_judge(JudgeCaller(judge))
-        self._seats = Seats(family, bundles)
+        self._seats = Seats(family, bundles, self._meter)
+        self._services.sampler.also(self._seats.look)
         self._gate = self._seats.gate
         self._fleet = FleetWatch()
         self._app_name = rayserve.get_replica_context().app_name

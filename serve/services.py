@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
+from serve import __version__
 from serve.config import RouterConfig
 from serve.errors import ConfigError
 from serve.evidence.witness import Recorder
@@ -13,6 +14,10 @@ from serve.evidence.writer import ExposureWriter
 from serve.experiments.book import RoutingBook
 from serve.experiments.pins import PinBook
 from serve.observing.meter import NO_METER, Meter
+from serve.observing.requests import Requests
+from serve.observing.sampling import Sampler
+from serve.observing.tenants import TenantLabels
+from serve.observing.tryons import TryOns
 from serve.settings import Settings
 from serve.store.blobs import Blobs
 from serve.store.engine import Database
@@ -43,7 +48,11 @@ class Services:
     routing: RoutingBook
     pins: PinBook
     recorder: Recorder
-    meter: Meter = NO_METER
+    meter: Meter
+    requests: Requests
+    tryons: TryOns
+    sampler: Sampler
+    """Whoever has an event loop starts it."""
     users: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     """Ends of what runs beside requests and needs all of these."""
 
@@ -58,6 +67,7 @@ class Services:
                 self.keys.flush,
                 self.routing.flush,
                 *self.users,
+                self.sampler.stop,
             ):
                 stack.push_async_callback(end)
 
@@ -73,12 +83,13 @@ def open_services(
     Raises:
         ConfigError: a URL of the settings means no store this system speaks to.
     """
-    database = open_database(settings)
+    database = open_database(settings, meter=meter)
     blobs = open_blobs(settings)
     redis_url = None if settings.redis_url is None else settings.redis_url.get_secret_value()
     assets = AssetStore(database, blobs)
     first_answers = FirstAnswers(database, blobs)
-    kept_s = (config or RouterConfig()).evidence_retention_s
+    config = config or RouterConfig()
+    tenants = TenantLabels(config.max_named_tenants)
     return Services(
         database=database,
         blobs=blobs,
@@ -87,12 +98,17 @@ def open_services(
         assets=assets,
         first_answers=first_answers,
         sweeper=Sweeper(database, blobs, assets, first_answers),
-        ledger=UsageLedger(database),
+        ledger=UsageLedger(database, meter=meter),
         limits=open_limits(redis_url),
         routing=RoutingBook(database),
         pins=PinBook(database),
-        recorder=Recorder(ExposureWriter(database, kept_s)),
+        recorder=Recorder(
+            ExposureWriter(database, config.evidence_retention_s, meter=meter), meter=meter
+        ),
         meter=meter,
+        requests=Requests(meter, tenants),
+        tryons=TryOns(meter, tenants),
+        sampler=Sampler(meter, __version__),
     )
 
 

@@ -206,7 +206,9 @@ METRICS: Mapping[str, Metric] = {
     "sm4ll_cache_bytes": _gauge("bytes", "held by what is remembered", "cache"),
     # Experiments and rollouts.
     "sm4ll_exposures_total": _counter(
-        "1", "requests in experiments; outcome is ok or failure", "experiment", "arm", "outcome"
+        "1",
+        "requests in experiments; outcome is ok, failure, or other where no version is to blame",
+        *("experiment", "arm", "outcome"),
     ),
     "sm4ll_exposure_duration_seconds": _histogram(
         "seconds", "requests in experiments that succeeded", "experiment", "arm"

@@ -31,6 +31,7 @@ from serve.jobs.runner import Runner
 from serve.jobs.windows import plan_windows
 from serve.jobs.work import JobWork, build_forget
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
+from serve.observing.meter import NO_METER, Meter
 from serve.permits import build_gate
 from serve.pipeline import OnStep, Pipeline
 from serve.shadows import open_shadows
@@ -94,6 +95,7 @@ def build_local_api(
     *,
     is_key_added: bool = True,
     jobs: JobsConfig | None = None,
+    meter: Meter = NO_METER,
 ) -> FastAPI:
     """The API as the router builds it, on direct calls instead of handles.
 
@@ -136,9 +138,9 @@ def build_local_api(
         return waiting_for
 
     limits = ImageLimits()
-    gate = build_gate(family, bundles)
+    gate = build_gate(family, bundles, meter)
     folder = tempfile.TemporaryDirectory(prefix="sm4ll-api-")
-    services, settings = open_local_services(Path(folder.name))
+    services, settings = open_local_services(Path(folder.name), meter)
     services.recorder.use_price(family.pricing.usd_per_gpu_second)
     services.tryons.use_price(family.pricing.usd_per_gpu_second)
     experts = {version: replicas.generate for version in bundles}

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve.observing.meter import NO_METER, Meter
 from serve.policy import SCOPES, TenantPolicy
 from serve.policy import Scope as KeyScope
 from serve.services import Services, open_services
@@ -90,11 +91,11 @@ def key_id_of(token: str) -> str:
     return parse_token(token)
 
 
-def open_local_services(folder: Path) -> tuple[Services, Settings]:
+def open_local_services(folder: Path, meter: Meter = NO_METER) -> tuple[Services, Settings]:
     """A SQLite store and blobs in the folder, with tenant `local` and its key `LOCAL_TOKEN`."""
     shutil.copy(Path(_template().name) / DATABASE_FILE, folder)
     settings = Settings(data_dir=folder, database_url=None, blobs_url=None)
-    return open_services(settings), settings
+    return open_services(settings, meter=meter), settings
 
 
 class KeyAdded:

@@ -18,10 +18,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from serve.admission.cost import CostModel, count_units
-from serve.admission.lane import MIN_RETRY_AFTER_S, Lane
+from serve.admission.lane import MIN_RETRY_AFTER_S, Crowd, Lane
 from serve.admission.ticket import LOCAL_SHARE, Share, Ticket
 from serve.errors import Cancelled, DeadlineExceeded, Overloaded
 from serve.messages import ExpertReply, ExpertRequest
+from serve.observing.meter import NO_METER, Meter
 
 Ask = Callable[[ExpertRequest], Awaitable[ExpertReply]]
 """Asks a deployment; cancelled, it leaves it."""
@@ -53,6 +54,7 @@ class Gate:
         lanes: Mapping[str, Lane],
         costs: CostModel | None = None,
         unix_time_s: Callable[[], float] = time.time,
+        meter: Meter = NO_METER,
     ):
         """
         Args:
@@ -61,6 +63,7 @@ class Gate:
         self._lanes = dict(lanes)
         self._costs = CostModel() if costs is None else costs
         self._unix_time_s = unix_time_s
+        self._meter = meter
         self._waiters: dict[Ticket, asyncio.Future[None]] = {}
         self._timers: dict[Lane, asyncio.TimerHandle] = {}
         self._spare: dict[Ticket, asyncio.Future[ExpertReply]] = {}
@@ -95,6 +98,10 @@ class Gate:
             together.update(one)
         return {version: float(together[version]) for version in self._lanes}
 
+    def crowds(self) -> Mapping[str, Crowd]:
+        """How many are where, per version; versions on the same replicas share their permits."""
+        return {version: lane.crowd(version) for version, lane in self._lanes.items()}
+
     def resize(self, permits: Mapping[str, int]) -> None:
         """Have so many permits for the lanes of these versions; what may start now does."""
         now_s = asyncio.get_running_loop().time()
@@ -122,11 +129,14 @@ class Gate:
         lane = self._lanes[request.version]
         permit = Permit(self._costs, request.version, count_units(request))
         ticket = Ticket(share, request.version, permit.cost_s, self._deadline_s(request, loop))
+        came_s = loop.time()
         try:
-            if not lane.offer(ticket, loop.time()):
+            if not lane.offer(ticket, came_s):
                 await self._wait(lane, ticket, loop)
             elif lane.num_spare:
                 self._reclaim(lane)
+            labels = {"version": request.version, "class": share.priority}
+            self._meter.observe("sm4ll_queue_wait_seconds", loop.time() - came_s, **labels)
             yield permit
         finally:
             lane.end(ticket, loop.time())

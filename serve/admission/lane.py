@@ -54,6 +54,18 @@ class Turns:
     """Cannot be finished by its deadline any more; no longer waits."""
 
 
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """What one version has of a lane."""
+
+    num_permits: int
+    """Of the whole lane."""
+    num_in_flight: int
+    num_waiting: Mapping[Priority, int]
+    waiting_s: Mapping[Priority, float]
+    """Predicted GPU-seconds."""
+
+
 class Lane:
     """Never has a free permit while something waits; what was offered ends exactly once.
 
@@ -94,6 +106,19 @@ class Lane:
     def running_s(self) -> Counter[str]:
         """Predicted GPU-seconds at the deployment, per version, as if just begun."""
         return _sum_by_version(self._in_flight)
+
+    def crowd(self, version: str) -> Crowd:
+        waiting = [ticket for ticket in self._waiting if ticket.version == version]
+        classes = {
+            name: [each.cost_s for each in waiting if each.share.priority == name]
+            for name in PRIORITIES
+        }
+        return Crowd(
+            num_permits=self.limits.max_in_flight,
+            num_in_flight=sum(ticket.version == version for ticket in self._in_flight),
+            num_waiting={name: len(costs) for name, costs in classes.items()},
+            waiting_s={name: sum(costs) for name, costs in classes.items()},
+        )
 
     def resize(self, max_in_flight: int, now_s: float) -> None:
         """Have so many permits from now on; call `advance` afterwards.

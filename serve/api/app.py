@@ -27,7 +27,9 @@ from serve.api.pins import build_pins_router
 from serve.api.problems import install_problem_handlers
 from serve.api.rate import RateLimit
 from serve.api.reports import build_reports_router
+from serve.api.request_log import RequestLog
 from serve.api.rollouts import build_rollouts_router
+from serve.api.shortcut import add_shortcuts
 from serve.api.tenants import build_audit_router, build_tenants_router
 from serve.api.tryon import build_tryon_router
 from serve.api.usage import build_usage_router
@@ -76,6 +78,8 @@ def build_api(
 
     @asynccontextmanager
     async def close_services(_: FastAPI) -> AsyncIterator[None]:
+        services.sampler.also(services.requests.look)
+        services.sampler.start()
         try:
             yield
         finally:
@@ -99,12 +103,13 @@ def build_api(
     app.add_middleware(Authentication, find_caller=services.keys.find_caller)
     app.add_middleware(BodyLimit, max_body_bytes=router_config.max_body_mib * 2**20)
     app.add_middleware(RequestContext, is_echoed_outside=is_id_echoed_outside)
-    app.add_middleware(Watching, meter=services.meter)
-    app.include_router(
-        build_tryon_router(
-            pipeline, chooser, limits, fetch, router_config.default_timeout_s, services
-        )
+    app.add_middleware(RequestLog)
+    app.add_middleware(Watching, requests=services.requests)
+    tryons = build_tryon_router(
+        pipeline, chooser, limits, fetch, router_config.default_timeout_s, services
     )
+    app.include_router(tryons)
+    add_shortcuts(app, tryons)
     erasure = Erasure(services.database, services.assets, services.first_answers, forget)
     app.include_router(build_assets_router(services.assets, erasure, limits))
     app.include_router(build_erasures_router(erasure))

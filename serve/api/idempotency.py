@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable, Coroutine
@@ -15,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.problems import problem_response
+from serve.api.problems import MEDIA_TYPE, problem_response
 from serve.errors import Cancelled, InvalidRequest, Sm4llError
 from serve.tenancy.caller import Caller
 from serve.tenancy.idempotency import Answer, FirstAnswers, Held, work_item_of
@@ -52,6 +53,7 @@ class Idempotency:
             row = await _unless_gone(take, receive)
             if row.locked_until is None:
                 answer = await self._answers.recall(row, caller.scopes)
+                _note_problem(scope, answer)
                 await _replay(answer)(scope, receive, send)
                 return
         except Sm4llError as exc:
@@ -203,6 +205,12 @@ def _replay(answer: Answer) -> Response:
     if answer.media_type:
         response.headers["Content-Type"] = answer.media_type
     return response
+
+
+def _note_problem(scope: Scope, answer: Answer) -> None:
+    """As `ProblemResponse` does, of a refusal that is answered again."""
+    if answer.media_type == MEDIA_TYPE:
+        scope["state"]["problem"] = str(json.loads(answer.body).get("code"))
 
 
 async def _hash_apart(scope: Scope, body: bytes) -> str:

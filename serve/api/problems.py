@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from serve.errors import InvalidRequest, Sm4llError
 from serve.schemas.problems import FieldProblem, Problem
@@ -56,6 +58,20 @@ def _tell_field(error: Any) -> tuple[str, str]:
     return name or "body", error["msg"].removeprefix("Value error, ")
 
 
+class ProblemResponse(JSONResponse):
+    """Leaves its code in the request's state, for whoever counts refusals."""
+
+    def __init__(
+        self, code: str, body: Any, status: int, headers: Mapping[str, str] | None
+    ) -> None:
+        super().__init__(body, status, headers, MEDIA_TYPE)
+        self._code = code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["problem"] = self._code
+        await super().__call__(scope, receive, send)
+
+
 def problem_response(error: Sm4llError, request_id: str) -> Response:
     problem = Problem(
         type=TYPE_PREFIX + error.code,
@@ -74,7 +90,7 @@ def problem_response(error: Sm4llError, request_id: str) -> Response:
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"  # RFC 6750, section 3
     body = problem.model_dump(mode="json", exclude_none=True)
-    return JSONResponse(body, error.status, headers, MEDIA_TYPE)
+    return ProblemResponse(error.code, body, error.status, headers)
 
 
 def _field_problems(error: Sm4llError) -> list[FieldProblem] | None:
@@ -119,7 +135,7 @@ def install_problem_handlers(app: FastAPI, logger: logging.Logger) -> None:
             remedy=HTTP_REMEDIES.get(exc.status_code),
         )
         body = problem.model_dump(mode="json", exclude_none=True)
-        return JSONResponse(body, exc.status_code, exc.headers, MEDIA_TYPE)
+        return ProblemResponse(problem.code, body, exc.status_code, exc.headers)
 
     async def on_unknown(request: Request, exc: Exception) -> Response:
         # %r: a path may hold line ends, and none may begin a line of the log.

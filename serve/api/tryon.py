@@ -18,7 +18,7 @@ from serve.api.pictures import FetchPicture, fetch_pictures
 from serve.api.problems import request_id_of
 from serve.api.responses import problems
 from serve.api.watching import watch_of
-from serve.choosing import Chooser, party_of
+from serve.choosing import Chooser, describe_choice, party_of
 from serve.errors import InvalidRequest
 from serve.imaging.limits import ImageLimits
 from serve.observing.logs import note_fields
@@ -26,6 +26,7 @@ from serve.pipeline import Pipeline
 from serve.schemas.tryon import OutputImage, TryOnAnswer, TryOnJson, TryOnOptions
 from serve.services import Services
 from serve.steps import TryOnResult, TryOnWork
+from serve.tally import tell_answer
 from serve.tenancy.account import EXPIRY_MARGIN_S, Account, budget_of
 from serve.tenancy.caller import Caller
 from serve.tenancy.ledger import UsageLedger
@@ -71,6 +72,7 @@ def build_tryon_router(
                 choice = await chooser.choose(
                     form.options, party, policy, may_name_version=caller.may_name_version
                 )
+            watch.note(describe_choice(choice))
             bundle = choice.bundle
             note_fields(expert=bundle.expert, version=bundle.version, arm=choice.arm)
             load = partial(services.assets.load, caller.tenant_id, is_live=True)
@@ -90,7 +92,9 @@ def build_tryon_router(
             )
             result = await pipeline.run(work, watch)
         with watch.stage("answer"):
-            return _respond(request, result, as_json, body.options.output)
+            response = _respond(request, result, as_json, body.options.output)
+        tell_answer(services.tryons, work, result, watch)
+        return response
 
     return router
 

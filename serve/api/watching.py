@@ -7,12 +7,17 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.observing.meter import Meter
-from serve.observing.tracing import child_span, recording_span
+from serve.errors import Sm4llError
+from serve.observing.requests import Requests
+from serve.observing.tracing import FIRST_STATUS_OF_OURS, Recording
 from serve.observing.watch import Stopwatch
 from serve.tenancy.caller import Caller
 
 UNMATCHED = "unmatched"
+TRACERESPONSE = "traceresponse"
+"""Where a recorded request is found: its trace and its span (W3C Trace Context, level 2 draft)."""
+DOCUMENTS = frozenset(("/openapi.json", "/docs"))
+"""Of FastAPI's own, which say nothing of their route."""
 
 
 def watch_of(scope: MutableMapping[str, Any]) -> Stopwatch:
@@ -26,63 +31,80 @@ def watch_of(scope: MutableMapping[str, Any]) -> Stopwatch:
 class Watching:
     """Times every request, and puts `Server-Timing` on every answer."""
 
-    def __init__(self, app: ASGIApp, meter: Meter):
+    def __init__(self, app: ASGIApp, requests: Requests):
         self._app = app
-        self._meter = meter
-        self._num_running = 0
+        self._requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started_s, started_unix_ns = time.perf_counter(), time.time_ns()
-        self._count(+1)
+        started_s = time.perf_counter()
+        self._requests.began()
+        num_body_bytes = 0
         status = 499  # the caller left before there was an answer (nginx)
-        method = scope["method"]
-        with child_span(recording_span(), method, started_unix_ns) as span:
-            watch = Stopwatch(span)
-            state = scope.setdefault("state", {})
-            state["watch"] = watch
+        watch = Stopwatch()
+        state = scope.setdefault("state", {})
+        state["watch"] = watch
+        with watch.record(scope["method"]) as span:
+
+            async def receive_counted() -> Message:
+                nonlocal num_body_bytes
+                message = await receive()
+                num_body_bytes += len(message.get("body", b""))
+                return message
 
             async def send_timed(message: Message) -> None:
                 nonlocal status
                 if message["type"] == "http.response.start":
                     status = message["status"]
-                    MutableHeaders(scope=message)["Server-Timing"] = watch.server_timing()
+                    headers = MutableHeaders(scope=message)
+                    headers["Server-Timing"] = watch.server_timing()
+                    if traceparent := span.traceparent:
+                        headers[TRACERESPONSE] = traceparent
                 await send(message)
 
             try:
-                await self._app(scope, receive, send_timed)
+                await self._app(scope, receive_counted, send_timed)
+            except Exception:
+                # What answers it stands outside of all middleware.
+                status, state["problem"] = 500, Sm4llError.code
+                raise
             finally:
                 elapsed_s = time.perf_counter() - started_s
-                route = _route_of(scope)
-                if span is not None:
-                    span.update_name(f"{method} {route}")
-                caller = state.get("caller")
-                watch.note(
-                    {
-                        "http.request.method": method,
-                        "http.route": route,
-                        "http.response.status_code": status,
-                        "sm4ll.request_id": state.get("request_id"),
-                        "sm4ll.tenant": caller.tenant_id if isinstance(caller, Caller) else None,
-                    }
-                )
-                if span is not None:
-                    span.end()
-                self._count(-1)
-                self._meter.add(
-                    "sm4ll_http_requests_total", route=route, method=method, status=str(status)
-                )
-                self._meter.observe(
-                    "sm4ll_http_request_duration_seconds", elapsed_s, route=route, method=method
+                self._describe(span, scope, status)
+                self._requests.ended(
+                    route=route_of(scope),
+                    method=scope["method"],
+                    status=status,
+                    elapsed_s=elapsed_s,
+                    num_body_bytes=num_body_bytes,
+                    code=state.get("problem"),
+                    tenant_id=_tenant_of(scope),
                 )
 
-    def _count(self, change: int) -> None:
-        self._num_running += change
-        self._meter.set("sm4ll_http_requests_in_progress", self._num_running)
+    def _describe(self, span: Recording, scope: Scope, status: int) -> None:
+        method, route, state = scope["method"], route_of(scope), scope["state"]
+        span.rename(f"{method} {route}")
+        span.note(
+            {
+                "http.request.method": method,
+                "http.route": route,
+                "http.response.status_code": status,
+                "sm4ll.request_id": state.get("request_id"),
+                "sm4ll.tenant": _tenant_of(scope),
+            }
+        )
+        if code := state.get("problem"):
+            span.fail(code, is_ours=status >= FIRST_STATUS_OF_OURS)
 
 
-def _route_of(scope: Scope) -> str:
+def _tenant_of(scope: Scope) -> str | None:
+    caller = scope["state"].get("caller")
+    return caller.tenant_id if isinstance(caller, Caller) else None
+
+
+def route_of(scope: Scope) -> str:
     # Never the path: it has ids, and strangers make up others.
-    return str(getattr(scope.get("route"), "path", UNMATCHED))
+    fallback = scope["path"] if scope["path"] in DOCUMENTS else UNMATCHED
+    return str(getattr(scope.get("route"), "path", fallback))

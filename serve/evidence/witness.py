@@ -16,11 +16,13 @@ from datetime import datetime
 
 from serve.designs import MetricName
 from serve.evidence.background import open_background_thread
+from serve.evidence.counts import ExposureCounts
 from serve.evidence.exposure import describe_exposure, name_exposure
 from serve.evidence.repainting import Repainted
 from serve.evidence.writer import ExposureWriter
 from serve.imaging.measures import measure_result
 from serve.messages import ExpertReply, ExpertRequest
+from serve.observing.meter import NO_METER, Meter
 from serve.steps import Sighting, Witness
 from serve.store.columns import utc_now
 from serve.store.exposures import NewExposure
@@ -65,8 +67,10 @@ class Recorder:
         now: Callable[[], datetime] = utc_now,
         *,
         now_s: Callable[[], float] = time.monotonic,
+        meter: Meter = NO_METER,
     ):
         self._writer = writer
+        self._exposures = ExposureCounts(meter)
         self._now = now
         self._now_s = now_s
         self._judge: Judge | None = None
@@ -88,7 +92,9 @@ class Recorder:
 
     def saw(self, sighting: Sighting, /) -> None:
         try:
-            self._record(sighting, self._describe(sighting))
+            described = self._describe(sighting)
+            self._exposures.count(described)
+            self._record(sighting, described)
         except Exception:
             logger.exception("%s left no exposure", sighting.work.request_id)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from serve.errors import Conflict, Sm4llError, StoreUnavailable
+from serve.observing.meter import NO_METER, Meter
 from serve.store.columns import utc_now
 from serve.store.engine import Database
 from serve.store.exposures import NewExposure, write_exposures
@@ -37,9 +38,11 @@ class ExposureWriter:
         *,
         linger_s: float = LINGER_S,
         max_waiting: int = MAX_WAITING,
+        meter: Meter = NO_METER,
     ):
         self._database = database
         self._kept_s = kept_s
+        self._meter = meter
         self._now = now
         self._linger_s = linger_s
         self._waiting: deque[NewExposure] = deque()
@@ -155,6 +158,7 @@ class ExposureWriter:
 
     def _lose(self, count: int, why: str) -> None:
         """Counted each time, told at the first and then at every doubling."""
+        self._meter.add("sm4ll_exposures_lost_total", count)
         before, self.num_lost = self.num_lost, self.num_lost + count
         if before.bit_length() != self.num_lost.bit_length():
             logger.error("%d exposures are lost so far: %s", self.num_lost, why)

@@ -12,11 +12,13 @@ from typing import Any, Protocol
 
 from serve.admission.ticket import Share
 from serve.catalog import Catalog
-from serve.choosing import load_choice
+from serve.choosing import describe_choice, load_choice
 from serve.errors import InvalidRequest
 from serve.imaging.limits import ImageLimits, check_num_bytes
 from serve.jobs.progress import ProgressWriter
 from serve.jobs.run import JobOutcome, JobRun
+from serve.observing.tracing import TRACEPARENT
+from serve.observing.tryons import TryOns
 from serve.observing.watch import Stopwatch
 from serve.schemas.tryon import TryOnOptions
 from serve.steps import TryOnResult, TryOnWork
@@ -25,6 +27,7 @@ from serve.store.engine import Database
 from serve.store.events import append_event
 from serve.store.leases import Claim
 from serve.store.tables import AssetKind
+from serve.tally import tell_answer
 from serve.tenancy.assets import AssetStore, PictureStore
 
 ZIP = "application/zip"
@@ -57,6 +60,7 @@ class JobWork:
         fetch: FetchPicture,
         limits: ImageLimits,
         catalog: Catalog,
+        tryons: TryOns | None = None,
         now: Callable[[], datetime] = utc_now,
     ):
         self._database = database
@@ -65,19 +69,30 @@ class JobWork:
         self._fetch = fetch
         self._limits = limits
         self._catalog = catalog
+        self._tryons = tryons or TryOns()
         self._now = now
 
     async def __call__(self, job: JobRun) -> JobOutcome:
-        """
+        """In a trace of its own, linked to that of the request that made the job: one may have made
+        thousands, days before (OpenTelemetry messaging conventions: a link, not a parent).
+
         Raises:
             Sm4llError: why there is no result.
         """
+        watch = Stopwatch()
+        with watch.record("attempt", linked_to=job.request.get(TRACEPARENT)) as span:
+            span.note({"sm4ll.job": job.job_id, "sm4ll.tenant": job.tenant_id})
+            return await self._attempt(job, watch)
+
+    async def _attempt(self, job: JobRun, watch: Stopwatch) -> JobOutcome:
         loop = asyncio.get_running_loop()
         ends_at_s = loop.time() + job.timeout_s
         options = read_options(job)
         kept = job.request.get("choice")
         choice = load_choice(self._catalog, options.expert, job.version, kept)
-        person, product, mask = await self._load_all(job)
+        watch.note(describe_choice(choice))
+        with watch.stage("fetch"):
+            person, product, mask = await self._load_all(job)
         writer = ProgressWriter(self._event_writer(job))
         work = TryOnWork(
             options=options,
@@ -92,8 +107,10 @@ class JobWork:
             progress=writer,
             choice=choice,
         )
-        result = await self._run_followed(work, writer)
-        outputs = await self._store_all(job, result)
+        result = await self._run_followed(work, writer, watch)
+        with watch.stage("answer"):
+            outputs = await self._store_all(job, result)
+        tell_answer(self._tryons, work, result, watch)
         upstream = result.receipt.upstream
         return JobOutcome(
             result={"outputs": outputs, "receipt": result.receipt.model_dump(mode="json")},
@@ -102,10 +119,12 @@ class JobWork:
             upstream_microusd=None if upstream is None else round(upstream.usd * 1e6),
         )
 
-    async def _run_followed(self, work: TryOnWork, writer: ProgressWriter) -> TryOnResult:
+    async def _run_followed(
+        self, work: TryOnWork, writer: ProgressWriter, watch: Stopwatch
+    ) -> TryOnResult:
         """With its steps written as they come; once one is refused, nobody wants the rest."""
         writing = asyncio.create_task(writer.run())
-        running = asyncio.create_task(self._run(work, Stopwatch()))
+        running = asyncio.create_task(self._run(work, watch))
         try:
             await asyncio.wait([writing, running], return_when=asyncio.FIRST_COMPLETED)
             if writing.done():

@@ -1,9 +1,14 @@
 """One engine per process: connections, transactions and whether the database answers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +16,8 @@ from typing import Any, TypeVar
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
+from serve.errors import StoreUnavailable
+from serve.observing.meter import NO_METER, Meter
 from serve.store.address import is_sqlite, parse_address
 from serve.store.failures import map_connect_errors, map_database_errors
 from serve.store.sqlite_file import create_file
@@ -42,7 +49,7 @@ class PoolOptions:
 class Database:
     """The engine of one process, used from one event loop; opens nothing before its first use."""
 
-    def __init__(self, url: str, options: PoolOptions | None = None):
+    def __init__(self, url: str, options: PoolOptions | None = None, meter: Meter = NO_METER):
         """
         Args:
             url: `sqlite:///...` with a file, or `postgresql://...`.
@@ -51,6 +58,7 @@ class Database:
             ConfigError: the URL means no database this system speaks to.
         """
         self._options = options or PoolOptions()
+        self._meter = meter
         self._url = parse_address(url)
         self._engine = _create_engine(self._url, self._options)
         # SQLite has one writer, and its own waiting is in no order: with 32 writers the p99 of a
@@ -86,8 +94,9 @@ class Database:
                 repeat only what is safe to repeat.
             Conflict: a row that must be unique or must exist is not.
         """
-        async with self._writers_turn(), self._session({}) as session:
-            yield session
+        with self._counting():
+            async with self._writers_turn(), self._session({}) as session:
+                yield session
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """A transaction that is known as a whole before it begins, so that nobody waits inside it.
@@ -97,18 +106,20 @@ class Database:
         Raises:
             StoreUnavailable, Conflict: as in `transaction`.
         """
-        async with self._writers_turn():
-            if self._writer is not None:
-                return await self._writer.run(work)
-            with map_connect_errors():
-                async with self._engine.begin() as connection:
-                    return await connection.run_sync(work)
+        with self._counting():
+            async with self._writers_turn():
+                if self._writer is not None:
+                    return await self._writer.run(work)
+                with map_connect_errors():
+                    async with self._engine.begin() as connection:
+                        return await connection.run_sync(work)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Session]:
         """Read; waits for no writer and refuses to write where the database can refuse it."""
-        async with self._session({READING: True, **self._read_only}) as session:
-            yield session
+        with self._counting():
+            async with self._session({READING: True, **self._read_only}) as session:
+                yield session
 
     async def ping(self) -> None:
         """
@@ -138,6 +149,14 @@ class Database:
                     await session.connection(execution_options=options)
                 yield session
                 await session.commit()
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreUnavailable:
+            self._meter.add("sm4ll_store_errors_total")
+            raise
 
     def _writers_turn(self) -> AbstractAsyncContextManager[None]:
         return nullcontext() if self._turnstile is None else self._turnstile.turn()

@@ -8,6 +8,7 @@ from urllib.request import url2pathname
 from obstore.store import LocalStore, S3Store
 
 from serve.errors import ConfigError
+from serve.observing.meter import NO_METER, Meter
 from serve.settings import Settings
 from serve.store.blobs import Blobs
 from serve.store.engine import Database, PoolOptions
@@ -27,12 +28,14 @@ def database_url(settings: Settings) -> str:
     return f"sqlite:///{_data_dir(settings) / DATABASE_FILE}"
 
 
-def open_database(settings: Settings, options: PoolOptions | None = None) -> Database:
+def open_database(
+    settings: Settings, options: PoolOptions | None = None, meter: Meter = NO_METER
+) -> Database:
     """
     Raises:
         ConfigError: the URL means no database this system speaks to.
     """
-    return Database(database_url(settings), options)
+    return Database(database_url(settings), options, meter)
 
 
 def open_blobs(settings: Settings) -> Blobs:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from serve.errors import QuotaExhausted, Sm4llError, StoreUnavailable
+from serve.observing.meter import NO_METER, Meter
 from serve.store.columns import utc_now
 from serve.store.engine import Database
 from serve.store.ledger import (
@@ -27,6 +28,7 @@ from serve.store.ledger import (
     Outcome,
     Posting,
     Reservation,
+    Settlement,
     post,
 )
 from serve.store.ledger_records import period_of, utc_day
@@ -76,8 +78,14 @@ class UsageLedger:
     reserved.
     """
 
-    def __init__(self, database: Database, now: Callable[[], datetime] = utc_now):
+    def __init__(
+        self,
+        database: Database,
+        now: Callable[[], datetime] = utc_now,
+        meter: Meter = NO_METER,
+    ):
         self._database = database
+        self._meter = meter
         self._now = now
         self._pending: deque[_Pending] = deque()
         self._known: dict[str, _Known] = {}
@@ -146,6 +154,7 @@ class UsageLedger:
         """Settle or release soon; the caller has nothing to wait for."""
         if len(self._pending) >= MAX_UNSETTLED:
             logger.error("usage ledger: %s is left to expire", closing.work_item)
+            self._count(closing, "left_to_expire")
             return
         self._pending.append(_Pending(closing))
         self._wake_after(LINGER_S)
@@ -168,6 +177,7 @@ class UsageLedger:
             self._timer = None
         for pending in self._pending:
             logger.error("usage ledger: %s is left to expire", _name(pending.posting))
+            self._count(pending.posting, "left_to_expire")
         self._pending.clear()
 
     def _wake_after(self, seconds: float) -> None:
@@ -202,6 +212,7 @@ class UsageLedger:
                     logger.exception("usage ledger: %d postings are lost", len(taken))
                     self._forget_unwritten(taken)
                     for pending in taken:
+                        self._count(pending.posting, "lost")
                         _fail(pending, StoreUnavailable("The usage ledger failed."))
                 if not self._is_awaited:
                     break  # what came meanwhile waits for company
@@ -235,6 +246,7 @@ class UsageLedger:
         except Sm4llError as exc:
             if len(taken) == 1:
                 self._forget_unwritten(taken)
+                self._count(taken[0].posting, "lost")
                 _fail(taken[0], exc)
                 return
             while taken:
@@ -243,7 +255,13 @@ class UsageLedger:
             return
         self._forget_unwritten(taken)
         for pending, outcome in zip(taken, outcomes, strict=True):
+            how = "settled" if isinstance(pending.posting, Settlement) else "released"
+            self._count(pending.posting, how if outcome is True else "closed_before")
             _resolve(pending, outcome)
+
+    def _count(self, posting: Posting, outcome: str) -> None:
+        if not isinstance(posting, Opening):
+            self._meter.add("sm4ll_settlements_total", outcome=outcome)
 
     async def _post(self, taken: list[_Pending]) -> list[Outcome]:
         now = self._now()
