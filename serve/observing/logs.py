@@ -226,18 +226,21 @@ def _convert(handler: logging.Handler, formatter: JsonFormatter) -> None:
         return
     # A thousand lines held back would be lost with a process that dies, and formatted all at once
     # on the event loop: 30 ms.
-    handler.flush()
     handler.capacity = 1
     if handler.target is not None:
         handler.target.setFormatter(formatter)
+    handler.flush()
 
 
 def _share(handlers: list[logging.Handler], settings: Settings) -> None:
     """Our loggers and everybody else's write where Serve's does; others only what is wrong."""
-    for name, level in [*((ours, settings.log_level) for ours in OURS), ("ray", "WARNING")]:
+    for name in OURS:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = handlers, False
-        logger.setLevel(level)
+        logger.setLevel(settings.log_level)
+    # Ray gives those that it finds here a format of its own when it starts.
+    ray = logging.getLogger("ray")
+    ray.handlers, ray.propagate = [], True
     root = logging.getLogger()
     root.handlers = handlers
     root.setLevel(logging.WARNING)
