@@ -13,11 +13,25 @@ from serve.experiments.assignment import Assignment, LiveExperiment, Party, assi
 from serve.experiments.book import RoutingBook
 from serve.experiments.pins import Manifest, PinBook, PinnedVersion
 from serve.messages import EXPERTS, Expert
+from serve.observing.tracing import Attributes
 from serve.policy import TenantPolicy
 from serve.schemas.tryon import TryOnOptions
 from serve.tenancy.caller import Caller
 
 PINNED = "pinned"
+
+
+def describe_choice(choice: Choice) -> Attributes:
+    """Of the span of what the version was chosen for."""
+    assignment = choice.assignment
+    return {
+        "gen_ai.operation.name": "image_generation",
+        "gen_ai.request.model": choice.bundle.version,
+        "sm4ll.expert": choice.bundle.expert,
+        "sm4ll.version": choice.bundle.version,
+        "sm4ll.arm": choice.arm,
+        "sm4ll.experiment": None if assignment is None else assignment.experiment,
+    }
 
 
 class Chooser:

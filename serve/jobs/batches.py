@@ -16,6 +16,7 @@ from serve.fetching.target import Target
 from serve.jobs.matrix import read_spec, write_cells, write_spec
 from serve.jobs.quote import whole_ms
 from serve.jobs.submission import Submission
+from serve.observing.tracing import current_traceparent
 from serve.schemas.batches import MAX_SPEC_BYTES, BatchEstimate, BatchRequest
 from serve.schemas.tryon import TryOnOptions
 from serve.store.assets import unknown_asset
@@ -264,7 +265,7 @@ class Batches:
             session,
             caller.tenant_id,
             caller.key_id,
-            write_cells(batch, cells, held_until),
+            write_cells(batch, cells, held_until, current_traceparent()),
             budget=budget_of(caller.policy),
             max_queued=caller.policy.max_queued_jobs,
             now=self._now(),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from serve.observing.tracing import TRACEPARENT
 from serve.schemas.batches import BatchRequest
 from serve.schemas.tryon import TryOnOptions
 from serve.store.batch_tables import Batch
@@ -66,8 +67,17 @@ def read_spec(batch: Batch) -> Spec:
     )
 
 
-def write_cells(batch: Batch, cells: Iterable[int], runnable_at: datetime | None) -> list[NewJob]:
-    """A new job for each; product x number of persons + person is a cell's number."""
+def write_cells(
+    batch: Batch,
+    cells: Iterable[int],
+    runnable_at: datetime | None,
+    traceparent: str | None = None,
+) -> list[NewJob]:
+    """A new job for each; product x number of persons + person is a cell's number.
+
+    Args:
+        traceparent: of the call that starts them, where it is recorded.
+    """
     spec = read_spec(batch)
     options = spec.options.model_dump(mode="json")
     jobs = []
@@ -87,6 +97,7 @@ def write_cells(batch: Batch, cells: Iterable[int], runnable_at: datetime | None
                     "webhook_url": None,
                     "deadline_s": None,
                     "choice": spec.choice,
+                    TRACEPARENT: traceparent,
                 },
                 predicted_gpu_ms=batch.predicted_gpu_ms // batch.num_cells,
                 num_images=spec.options.num_images,

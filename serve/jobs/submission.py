@@ -18,6 +18,7 @@ from serve.imaging.limits import ImageLimits
 from serve.imaging.mask import check_mask_size, decode_mask
 from serve.jobs.quote import PredictUnits, quote_s, whole_ms
 from serve.messages import Expert
+from serve.observing.tracing import TRACEPARENT, current_traceparent
 from serve.policy import TenantPolicy
 from serve.schemas.jobs import JobOptions
 from serve.schemas.tryon import TryOnOptions
@@ -163,7 +164,7 @@ class Submission:
             id=repeated_id or new_id("job"),
             version=bundle.version,
             priority=max(failed.priority, JobClass[caller.priority().upper()]),
-            request=request,
+            request=with_trace(request),
             predicted_gpu_ms=whole_ms(self.quote_s(bundle, options)),
             num_images=options.num_images,
             subject=failed.subject,
@@ -202,7 +203,7 @@ class Submission:
             id=job_id,
             version=choice.bundle.version,
             priority=JobClass[caller.priority(options.priority).upper()],
-            request=write_request(options, references, choice),
+            request=with_trace(write_request(options, references, choice)),
             predicted_gpu_ms=whole_ms(self.quote_s(choice.bundle, options)),
             num_images=options.num_images,
             subject=options.subject,
@@ -278,6 +279,11 @@ def write_request(
         "deadline_s": options.deadline_s,
         "choice": dump_choice(choice),
     }
+
+
+def with_trace(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The request of a job with what its attempts are linked to: the call that makes it."""
+    return {**request, TRACEPARENT: current_traceparent()}
 
 
 async def hold_assets(
