@@ -179,6 +179,10 @@ class RouterConfig(Config):
     max_side_px: PositiveInt = 16_384
     default_timeout_s: PositiveFloat = 60.0
     """A request that takes longer is stopped everywhere and answered 504."""
+    product_cache_mib: NonNegativeInt = 64
+    """Products kept as experts are given them, by tenant and content, in each router."""
+    region_cache_mib: NonNegativeInt = 64
+    """The same of regions and silhouettes: the segmenter is not asked again. About 40 persons."""
     max_in_flight_per_version: PositiveInt | None = None
     """Requests that one router replica may have at the replicas of a version. When absent, its
     part of what keeps the running ones at work: one each, at least 2; two full batches each

@@ -20,6 +20,7 @@ from serve.catalog import Catalog, Choice
 from serve.errors import Cancelled, DeadlineExceeded, Sm4llError
 from serve.imaging.encode import MEDIA_TYPES
 from serve.imaging.limits import ImageLimits
+from serve.inputs import Inputs
 from serve.messages import ExpertReply, ExpertRequest, Landmarks
 from serve.observing.tryons import TryOns
 from serve.observing.watch import Stopwatch
@@ -29,7 +30,6 @@ from serve.remembering import PictureMemory
 from serve.steps import (
     Answer,
     CropWork,
-    Inputs,
     Prepared,
     Progress,
     Region,

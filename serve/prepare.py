@@ -23,8 +23,9 @@ from serve.imaging.colour import crop_to_srgb
 from serve.imaging.decode import decode_image
 from serve.imaging.limits import ImageLimits
 from serve.imaging.region import extract_crop
+from serve.inputs import digest_of
 from serve.pairs import Pair, Skipped
-from serve.receipts import digest_of, invert_plan
+from serve.receipts import invert_plan
 from serve.schemas.receipt import Affine, InputDigest, Quality
 from serve.schemas.tryon import MaskConvention, TryOnOptions
 from serve.steps import Prepared, TryOnWork
@@ -213,7 +214,7 @@ def _describe(pair: Pair, plan: Plan, prepared: Prepared, inputs: dict[str, str]
         affine=invert_plan(crop.plan),
         landmarks=SampleLandmarks.of(request.landmarks),
         person=digest_of(prepared.inputs.person),
-        product=digest_of(prepared.inputs.product),
+        product=prepared.inputs.product.digest,
         has_silhouette=request.silhouette_hw is not None,
         has_target="target" in inputs,
     )

@@ -7,6 +7,7 @@ from typing import Any
 from serve.catalog import Choice
 from serve.imaging.encode import LOSSLESS
 from serve.imaging.region import CropPlan
+from serve.inputs import Inputs, digest_of
 from serve.messages import ExpertReply
 from serve.observing.watch import Stopwatch
 from serve.schemas.receipt import (
@@ -18,15 +19,7 @@ from serve.schemas.receipt import (
     Upstream,
     Usage,
 )
-from serve.steps import (
-    Answer,
-    CropWork,
-    Inputs,
-    Region,
-    TryOnWork,
-    digest_of,
-    measure_gpu_ms,
-)
+from serve.steps import Answer, CropWork, Region, TryOnWork, measure_gpu_ms
 
 
 def tryon_receipt(

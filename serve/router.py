@@ -30,10 +30,11 @@ from serve.jobs.run import JobOutcome, JobRun
 from serve.jobs.work import JobWork
 from serve.messages import SegmentReply, SegmentRequest
 from serve.newcomers import Newcomers
-from serve.observing.logs import log_fields, write_json_logs
+from serve.observing.logs import log_as, write_json_logs
 from serve.permits import Seats
 from serve.pipeline import Pipeline
 from serve.ray_meter import RayMeter
+from serve.remembering import PictureMemory
 from serve.served import app_of, expert_name, segmenter_name
 from serve.services import open_services, require_current_schema
 from serve.settings import Settings
@@ -91,7 +92,14 @@ class Router:
         self._services.sampler.also(self._seats.look)
         self._gate = self._seats.gate
         self._fleet = FleetWatch()
-        self._app_name = rayserve.get_replica_context().app_name
+        here = rayserve.get_replica_context()
+        self._app_name = here.app_name
+        self._routers = self._reach(here.deployment, here.app_name)
+        self._memory = PictureMemory(
+            products_bytes=config.product_cache_mib * 2**20,
+            regions_bytes=config.region_cache_mib * 2**20,
+            meter=self._meter,
+        )
         self._family_maskers = frozenset(segmenters)
         self._callers = {
             version: create_expert_caller(version, self._experts[version])
@@ -118,6 +126,7 @@ class Router:
             gate=self._gate,
             limits=self._limits,
             services=self._services,
+            memory=self._memory,
         )
         self._pipeline = Pipeline(
             catalog=self._catalog,
@@ -129,6 +138,7 @@ class Router:
             followers=self._followers,
             witness=Witnesses(self._services.recorder, self._shadows),
             tryons=self._services.tryons,
+            memory=self._memory,
         )
         self._work = JobWork(
             database=self._services.database,
@@ -151,16 +161,16 @@ class Router:
             self._logger,
             services=self._services,
             predict=self._gate.predict,
-            forget=self._forget,
+            forget=self._tell_forget,
             is_id_echoed_outside=True,  # by Serve's own middleware, which never skips
         )
 
     async def run_job(self, run: JobRun) -> JobOutcome:
         """One attempt at a job, for the runner; it stops at the next step when the call is
         cancelled."""
-        with log_fields(request_id=run.job_id, job=run.job_id, tenant=run.tenant_id):
-            await self._hear_of(run.version)
-            return await self._work(run)
+        log_as(request_id=run.job_id, job=run.job_id, tenant=run.tenant_id)
+        await self._hear_of(run.version)
+        return await self._work(run)
 
     async def _hear_of(self, version: VersionId) -> None:
         """The router that accepted the job may have heard of an added version before this one."""
@@ -187,11 +197,13 @@ class Router:
     def _connect(self, wish: Wish) -> None:
         """Have handles to an added version, and to its segmenter where the family has none."""
         version, masker_id = wish.version, wish.bundle.masker.id
-        self._experts[version] = self._reach(expert_name(version))
+        name = expert_name(version)
+        self._experts[version] = self._reach(name, app_of(self._app_name, name))
         self._callers[version] = create_expert_caller(version, self._experts[version])
         self._followers[version] = create_expert_follower(version, self._experts[version])
         if masker_id not in self._family_maskers:
-            self._segmenters[masker_id] = self._reach(segmenter_name(masker_id))
+            name = segmenter_name(masker_id)
+            self._segmenters[masker_id] = self._reach(name, app_of(self._app_name, name))
 
     def _disconnect(self, wish: Wish) -> None:
         for held in (self._experts, self._callers, self._followers):
@@ -201,10 +213,10 @@ class Router:
         if masker_id not in self._family_maskers | others:
             self._segmenters.pop(masker_id, None)
 
-    def _reach(self, name: str) -> Transports:
+    def _reach(self, name: str, app_name: str) -> Transports:
         # Without asking the controller, on the loop, whether it exists: it is ready.
         handle = rayserve.get_deployment_handle(
-            name, app_of(self._app_name, name), _check_exists=False, _record_telemetry=False
+            name, app_name, _check_exists=False, _record_telemetry=False
         )
         return Transports(handle)
 
@@ -214,8 +226,12 @@ class Router:
             reply: SegmentReply = await handle.segment.remote(request)
         return reply
 
-    async def _forget(self, content_hashes: Collection[str]) -> None:
-        """What was erased is remembered by no replica any more.
+    async def forget(self, content_hashes: frozenset[str]) -> int:
+        """Drop what this router remembers of these contents; says how many entries."""
+        return self._memory.forget(content_hashes)
+
+    async def _tell_forget(self, content_hashes: Collection[str]) -> None:
+        """What was erased is remembered by no replica any more, router or other.
 
         One that cannot be reached is logged, not waited for: its memory ends with it at the latest.
         """
@@ -225,8 +241,9 @@ class Router:
             **self._experts,
         }
         calls = (transports.tell_all("forget", gone) for transports in told.values())
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        for name, outcome in zip(told, outcomes, strict=True):
+        routers = self._routers.tell_all("forget", gone, is_up=True)
+        outcomes = await asyncio.gather(routers, *calls, return_exceptions=True)
+        for name, outcome in zip(("routers", *told), outcomes, strict=True):
             if isinstance(outcome, Exception):
                 self._logger.error("%s was not told what to forget: %r", name, outcome)
 

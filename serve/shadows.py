@@ -10,7 +10,9 @@ from serve.evidence.background import open_background_thread
 from serve.evidence.repainting import Repainter
 from serve.evidence.shadow import ShadowRunner
 from serve.imaging.limits import ImageLimits
-from serve.pipeline import ExpertCaller, Pipeline, SegmentCaller
+from serve.pipeline import ExpertCaller, Pipeline
+from serve.preparing import SegmentCaller
+from serve.remembering import PictureMemory
 from serve.services import Services
 from serve.steps import TryOnWork
 from serve.store.engine import Database
@@ -25,16 +27,24 @@ def open_shadows(
     gate: Gate,
     limits: ImageLimits,
     services: Services,
+    memory: PictureMemory | None = None,
 ) -> ShadowRunner:
     """A witness for the router's pipeline; follows the experiments as they change.
 
     Args:
         experts: the mapping that the pipeline has, in which versions come and go.
+        memory: the one that the pipeline has.
     """
     thread = open_background_thread("shadows")
     # Of its own, so that its pictures never wait in front of those of somebody who waits.
     pipeline = Pipeline(
-        catalog=catalog, segment=segment, experts=experts, gate=gate, threads=thread, limits=limits
+        catalog=catalog,
+        segment=segment,
+        experts=experts,
+        gate=gate,
+        threads=thread,
+        limits=limits,
+        memory=memory,
     )
     runner = ShadowRunner(
         catalog=catalog,

@@ -1,28 +1,23 @@
 """The steps of one try-on that compute: what goes in and out of each, run on imaging threads."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import cv2
 import numpy as np
 
-from deployments.bundle import Bundle, Product
-from deployments.cache import ContentCache, Made
+from deployments.bundle import Bundle
 from serve.admission.ticket import LOCAL_SHARE, Share
 from serve.catalog import Choice
 from serve.errors import GenerationFailed, Sm4llError
 from serve.experiments.assignment import Party
 from serve.imaging.blend import choose_feather_px
-from serve.imaging.canvas import build_canvas, trim_clear_border
-from serve.imaging.colour import crop_to_srgb, to_srgb, to_srgb_rgba
-from serve.imaging.copies import CopyCounter
-from serve.imaging.decode import DecodedImage, decode_image
+from serve.imaging.colour import crop_to_srgb
+from serve.imaging.decode import DecodedImage
 from serve.imaging.encode import LOSSLESS, encode_image
 from serve.imaging.layers import build_product_layer, build_region_map, pack_layers
-from serve.imaging.limits import ImageLimits
-from serve.imaging.mask import decode_mask
 from serve.imaging.paste import Overlay, paste_back
 from serve.imaging.proof import OutsideProof, prove_outside
 from serve.imaging.region import (
@@ -34,16 +29,14 @@ from serve.imaging.region import (
     shrink_region,
     upscale_region,
 )
+from serve.inputs import Inputs
 from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, UInt8Array
 from serve.observing.watch import Stopwatch
 from serve.policy import TenantPolicy
-from serve.remembering import ProductCopy
-from serve.schemas.receipt import Format, InputDigest, Receipt
+from serve.schemas.receipt import Format, Receipt
 from serve.schemas.tryon import TryOnOptions
 from serve.tenancy.account import Account
 from serve.tenancy.memory import remembered_as
-
-SEGMENT_SIDE_PX = 1024
 
 
 class Progress(Protocol):
@@ -104,26 +97,6 @@ class TryOnResult:
         """What a third party charged for it."""
         upstream = self.receipt.upstream
         return None if upstream is None else round(upstream.usd * 1e6)
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Both pictures decoded, with the copies the replicas get."""
-
-    person: DecodedImage
-    product: ProductCopy
-    person_copy_hwc: UInt8Array | None
-    """(H, W, 3) sRGB, longer side at most SEGMENT_SIDE_PX; None when nobody has to find a region
-    in it."""
-    mask_hw: UInt8Array | None
-    """The caller's own, at the person's size."""
-    mask_sha256: str | None = None
-    """Hex digest of the caller's mask file."""
-    copies: CopyCounter = field(default_factory=CopyCounter)
-    """Of the person's picture, as they are made."""
-    known: SegmentReply | None = None
-    """Of the person, where this router remembers it."""
-    is_product_known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,79 +173,6 @@ class Witness(Protocol):
     """Is told of requests in experiments, on the event loop; must neither block nor raise."""
 
     def saw(self, sighting: Sighting, /) -> None: ...
-
-
-def recall_nothing(sha256: str) -> SegmentReply | None:
-    """Where nobody remembers pictures."""
-    return None
-
-
-def decode_person(
-    data: bytes,
-    limits: ImageLimits,
-    has_mask: bool,
-    recall: Callable[[str], SegmentReply | None] = recall_nothing,
-) -> tuple[DecodedImage, UInt8Array | None, SegmentReply | None]:
-    """The person, with the copy for the segmenter or what is known of the file with that digest;
-    neither where the caller brought a mask."""
-    image = decode_image(data, limits)
-    if has_mask:
-        return image, None, None
-    if (known := recall(image.sha256)) is not None:
-        return image, None, known
-    return image, to_srgb(image, max_side_px=SEGMENT_SIDE_PX), None
-
-
-def decode_product(
-    data: bytes, limits: ImageLimits, product: Product
-) -> tuple[DecodedImage, UInt8Array]:
-    """The product, and what of it the expert is given, (h, w, 4)."""
-    image = decode_image(data, limits)
-    canvas = product.canvas
-    if canvas is None:
-        return image, to_srgb_rgba(image, product.max_side_px)
-    # Twice what is needed: a photo of 60 megapixels is not converted whole to be shown in one.
-    product_rgba = to_srgb_rgba(trim_clear_border(image), 2 * max(canvas.size))
-    return image, build_canvas(product_rgba, canvas.size, canvas.background, canvas.margin)
-
-
-def prepare_product(
-    data: bytes,
-    limits: ImageLimits,
-    product: Product,
-    tenant_id: str,
-    cache: ContentCache[ProductCopy],
-) -> Made[ProductCopy]:
-    """The product as the expert is given it, maybe from an earlier request."""
-
-    def make() -> ProductCopy:
-        image, product_rgba = decode_product(data, limits, product)
-        product_rgba.flags.writeable = False
-        return ProductCopy(digest_of(image), product_rgba)
-
-    sha256 = hashlib.sha256(data).hexdigest()
-    return cache.make(remembered_as(tenant_id, sha256), product.model_dump_json(), make)
-
-
-def digest_of(image: DecodedImage) -> InputDigest:
-    """Which file it was and what it held."""
-    return InputDigest(
-        sha256=image.sha256, width=image.width, height=image.height, format=image.format
-    )
-
-
-def decode_caller_mask(
-    work: TryOnWork, limits: ImageLimits
-) -> tuple[UInt8Array | None, str | None]:
-    """The caller's own mask and the hex digest of its file, if there is one.
-
-    Raises:
-        MaskRejected: empty, full, or a photograph.
-    """
-    if work.mask is None:
-        return None, None
-    mask_hw = decode_mask(work.mask, work.options.mask_convention, limits)
-    return mask_hw, hashlib.sha256(work.mask).hexdigest()
 
 
 def derive_seed(work: TryOnWork, bundle: Bundle, inputs: Inputs) -> int:

@@ -34,6 +34,7 @@ from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequ
 from serve.observing.meter import NO_METER, Meter
 from serve.permits import build_gate
 from serve.pipeline import OnStep, Pipeline
+from serve.remembering import PictureMemory
 from serve.shadows import open_shadows
 from tests.loopback_web import refusing_fetcher
 from tests.tenants import KeyAdded, open_local_services
@@ -126,7 +127,10 @@ def build_local_api(
             raise outcome
         return outcome
 
+    memory = PictureMemory(products_bytes=2**24, regions_bytes=2**24)
+
     async def forget(content_hashes: Collection[str]) -> None:
+        memory.forget(content_hashes)
         for segmenter in segmenters.values():
             segmenter.forget(content_hashes)
         await replicas.forget(frozenset(content_hashes))
@@ -151,6 +155,7 @@ def build_local_api(
         gate=gate,
         limits=limits,
         services=services,
+        memory=memory,
     )
     pipeline = Pipeline(
         catalog=catalog,
@@ -161,6 +166,7 @@ def build_local_api(
         limits=limits,
         followers={version: replicas.follow for version in bundles},
         witness=Witnesses(services.recorder, shadows),
+        memory=memory,
         tryons=services.tryons,
     )
     fetch = fetch or refusing_fetcher()
@@ -201,6 +207,7 @@ def build_local_api(
     api.state.services, api.state.settings = services, settings
     api.state.shadows = shadows
     api.state.segmenters = segmenters
+    api.state.memory = memory
     api.state.folder = folder  # goes when the API goes
     if is_key_added:
         api.add_middleware(KeyAdded)

@@ -13,8 +13,8 @@ from deployments.bundle import Canvas, Product
 from serve.errors import InvalidImage
 from serve.imaging.canvas import build_canvas
 from serve.imaging.limits import ImageLimits
+from serve.inputs import decode_product
 from serve.messages import UInt8Array
-from serve.steps import decode_product
 
 WHITE = (255, 255, 255)
 RED = (200, 30, 20)

@@ -154,6 +154,9 @@ def _wants_json(accept: str, options: TryOnOptions) -> bool:
 def _headers(result: TryOnResult) -> dict[str, str]:
     receipt = result.receipt
     chosen = {} if receipt.experiment is None else {"Sm4ll-Experiment": receipt.experiment}
+    remembered = {"person": receipt.segmentation_cached, "product": receipt.product_cached}
+    if names := ", ".join(name for name, is_remembered in remembered.items() if is_remembered):
+        chosen["Sm4ll-Cache"] = names
     return {
         "Sm4ll-Id": receipt.id,
         "Sm4ll-Expert": receipt.expert,
@@ -217,10 +220,17 @@ def _responses() -> dict[int | str, dict[str, Any]]:
         *("X-Request-Id", "Sm4ll-Version", "Sm4ll-Arm", "Sm4ll-Experiment"),
         *("Sm4ll-Seed", "Sm4ll-Outside-Max-Diff"),
     )
+    cache = {
+        **header,
+        "description": "what was remembered from an earlier request: `person`, `product` or both",
+    }
     answer = {
         "description": "The picture; JSON with receipt, or a zip of layers",
         "model": TryOnAnswer,
         "content": {**images, "application/zip": binary},
-        "headers": {name: header for name in (*names, "Server-Timing")},
+        "headers": {
+            **{name: header for name in (*names, "Server-Timing")},
+            "Sm4ll-Cache": cache,
+        },
     }
     return {200: answer, **problems(*PROBLEM_STATUSES)}

@@ -70,6 +70,10 @@ class Receipt(Wire):
     masker: str
     """`caller` when the request brought its own mask."""
     segmentation_cached: bool
+    """Whether what is known of the person was remembered from an earlier request of the tenant."""
+    product_cached: bool = False
+    """The same of the product: cut out or encoded by the expert, or decoded where it does
+    neither."""
     arm: str
     """Of the experiment; `explicit` where the caller named the version, `pinned` where its
     collection is, `default` otherwise."""
