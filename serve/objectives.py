@@ -1,4 +1,4 @@
-"""What the objectives of a family are counted from: which answers are failures, which bounds exist."""
+"""What objectives are counted from: which answers are failures, and which latencies can be told."""
 
 from pathlib import Path
 

@@ -1,0 +1,1 @@
+"""Grafana dashboards as code; generated/ holds the JSON that Grafana imports."""
