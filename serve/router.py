@@ -39,6 +39,7 @@ from serve.served import app_of, expert_name, segmenter_name
 from serve.services import open_services, require_current_schema
 from serve.settings import Settings
 from serve.shadows import open_shadows
+from serve.trace_headers import tolerate_any
 from serve.transports import (
     JudgeCaller,
     Transports,
@@ -80,6 +81,7 @@ class Router:
         self._experts = {version: Transports(handle) for version, handle in experts.items()}
         self._threads = ThreadPoolExecutor(config.num_imaging_threads, thread_name_prefix="imaging")
         self._logger = logging.getLogger("ray.serve")
+        tolerate_any()
         settings = Settings()
         require_current_schema(settings)
         self._meter = RayMeter()

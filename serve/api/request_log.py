@@ -6,7 +6,7 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.watching import route_of
-from serve.observing.logs import REQUEST_LOGGER, log_context, note_fields
+from serve.observing.logs import REQUEST_LOGGER, log_as, note_fields
 
 PROBES = frozenset(("/healthz", "/readyz"))
 
@@ -35,9 +35,7 @@ class RequestLog:
                 status = message["status"]
             await send(message)
 
-        # Never taken back: what answers unforeseen exceptions stands outside of all middleware, and
-        # logs them; the task ends with the request.
-        log_context.set({})
+        log_as()  # also for what answers unforeseen exceptions, outside of all middleware
         try:
             await self._app(scope, receive, send_noted)
         except Exception:

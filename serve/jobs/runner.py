@@ -14,12 +14,14 @@ from typing import Literal
 
 from serve.config import JobsConfig
 from serve.errors import Conflict, DeadlineExceeded, Sm4llError, StoreUnavailable
-from serve.jobs.fate import Fate, decide_fate
+from serve.jobs.census import CLASSES
+from serve.jobs.fate import Fate, Step, decide_fate
 from serve.jobs.run import JobOutcome, JobRun
 from serve.jobs.turns import Turn, Turns
 from serve.jobs.windows import Windows
-from serve.observing.logs import log_context
-from serve.policy import Priority, TenantPolicy
+from serve.observing.logs import log_as
+from serve.observing.meter import NO_METER, Meter
+from serve.policy import TenantPolicy
 from serve.store.claims import Claims
 from serve.store.columns import utc_now
 from serve.store.endings import Usage
@@ -43,10 +45,7 @@ GRACE_S = 5.0
 RETRY_WRITE_S = 0.5
 # So many times as long as counting took, nothing is counted again.
 COUNTING_PAUSE = 20.0
-CLASSES: Mapping[JobClass, Priority] = {
-    JobClass.INTERACTIVE: "interactive",
-    JobClass.BATCH: "batch",
-}
+TOLD: Mapping[Step, str] = {"fail": "failed", "postpone": "postponed", "retry": "retried"}
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +79,7 @@ class Runner:
         forget: Forget | None = None,
         now: Callable[[], datetime] = utc_now,
         logger: logging.Logger | None = None,
+        meter: Meter = NO_METER,
     ):
         """
         Args:
@@ -91,6 +91,7 @@ class Runner:
         self._dispatch = dispatch
         self._forget = forget
         self._owner = owner
+        self._meter = meter
         self._now = now
         self._claims = Claims(lease or lease_policy(config), now)
         self._turns = Turns(batch_floor)
@@ -253,7 +254,7 @@ class Runner:
     async def _follow(self, held: Held) -> None:
         """Write down how an attempt ended, whatever way it did."""
         claim = held.claim
-        log_context.set({"job": claim.job_id, "tenant": claim.tenant_id})  # of this task alone
+        log_as(job=claim.job_id, tenant=claim.tenant_id)
         try:
             await asyncio.wait([held.attempt])
             write = self._judge(held)
@@ -279,6 +280,7 @@ class Runner:
             if not isinstance(exc, Sm4llError):
                 self._logger.error("%s failed unexpectedly", claim.job_id, exc_info=exc)
             return self._failed(claim, decide_fate(exc, self._is_late(claim)))
+        self._count("succeeded")
         outcome = held.attempt.result()
         usage = Usage(
             gpu_ms=outcome.gpu_ms,
@@ -315,6 +317,7 @@ class Runner:
 
     def _stopped(self, held: Held) -> Write | None:
         claim = held.claim
+        self._count(held.reason or "stopping")
         if held.reason == "cancelled":
             return lambda session: self._claims.confirm_cancelled(session, claim)
         if held.reason == "lost":
@@ -324,10 +327,14 @@ class Runner:
 
     def _failed(self, claim: Claim, fate: Fate) -> Write:
         claims = self._claims
+        self._count(TOLD[fate.step])
         if fate.step == "postpone":
             return lambda session: claims.postpone(session, claim, fate.problem, fate.delay_s)
         is_final = fate.step == "fail"
         return lambda session: claims.fail(session, claim, fate.problem, is_final=is_final)
+
+    def _count(self, outcome: str) -> None:
+        self._meter.add("sm4ll_job_attempts_total", outcome=outcome)
 
     async def _write(self, claim: Claim, write: Write) -> None:
         """Once, however often it takes: what was written unseen is refused as no longer ours."""

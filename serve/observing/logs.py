@@ -32,6 +32,7 @@ log_context: ContextVar[dict[str, object] | None] = ContextVar("log_context", de
 """What every line says of the request or job that is being worked on here."""
 
 _LINE = "_sm4ll_line"
+_LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 _STANDARD = frozenset(
     {
         *logging.makeLogRecord({}).__dict__,
@@ -43,7 +44,9 @@ _STANDARD = frozenset(
     }
 )
 # Asks the runtime for nine ids on every line; a replica's own id says as much.
-_DEAR_FILTER = "ServeCoreContextFilter"
+_DEAR = "ServeCoreContextFilter"
+# Says which replica this is, but only in files.
+_NAMING = "ServeComponentFilter"
 
 
 @contextmanager
@@ -54,6 +57,12 @@ def log_fields(**fields: object) -> Iterator[None]:
         yield
     finally:
         log_context.reset(token)
+
+
+def log_as(**fields: object) -> None:
+    """The same for all that is left of this task, and for what it starts: also whoever called us
+    may log how it ended."""
+    log_context.set(fields)
 
 
 def note_fields(**fields: object) -> None:
@@ -146,8 +155,11 @@ def _exception(exc: BaseException | None) -> dict[str, object]:
 
 def _to_json(fields: object) -> str:
     line = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), default=_describe)
-    # Half of a surrogate pair, from somebody's file name, could not be written.
-    return line if line.isascii() else line.encode("utf-8", "replace").decode()
+    if line.isascii():
+        return line
+    # Half of a surrogate pair, from somebody's file name, could not be written; and there are more
+    # ends of lines than one.
+    return line.encode("utf-8", "replace").decode().translate(_LINE_ENDS)
 
 
 def _describe(value: object) -> str:
@@ -169,8 +181,11 @@ def write_json_logs() -> None:
         return
     settings = Settings()
     formatter = JsonFormatter(Redactor(known_secrets(settings)))
+    named = [known for handler in handlers for known in handler.filters if _is(known, _NAMING)]
     for handler in handlers:
         _convert(handler, formatter)
+        for known in named:
+            handler.addFilter(known)  # nothing, where it is there
     _share(handlers, settings)
 
 
@@ -216,8 +231,12 @@ class LineLog:
         return getattr(self._stream, name)
 
 
+def _is(known: object, name: str) -> bool:
+    return type(known).__name__ == name
+
+
 def _convert(handler: logging.Handler, formatter: JsonFormatter) -> None:
-    for known in [f for f in handler.filters if type(f).__name__ == _DEAR_FILTER]:
+    for known in [known for known in handler.filters if _is(known, _DEAR)]:
         handler.removeFilter(known)
     if not any(isinstance(known, ContextFilter) for known in handler.filters):
         handler.addFilter(ContextFilter())
@@ -241,6 +260,7 @@ def _share(handlers: list[logging.Handler], settings: Settings) -> None:
     # Ray gives those that it finds here a format of its own when it starts.
     ray = logging.getLogger("ray")
     ray.handlers, ray.propagate = [], True
+    ray.setLevel(logging.WARNING)
     root = logging.getLogger()
     root.handlers = handlers
     root.setLevel(logging.WARNING)

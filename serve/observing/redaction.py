@@ -3,6 +3,7 @@
 Whoever logs keeps such things out of it; this is for what libraries say of them.
 """
 
+import json
 import re
 from collections.abc import Iterable
 
@@ -26,13 +27,21 @@ RULES: tuple[Rule, ...] = (
         re.compile(rf"(?:/9j/|iVBORw0KG|UklGR){_RUN}*=*"),
         f"[base64 {CUT}]",
     ),
-    # Without escapes: of pictures that are printed as bytes.
+    # Pictures that are printed as bytes, and what is left of such.
+    (
+        ("\\x",),
+        re.compile(r"\bb(['\"])(?:(?!\1)[^\\]|\\.){8,}\1?", re.S),
+        f"[bytes {CUT}]",
+    ),
     (("\\x",), re.compile(r"(?:\\+x[0-9a-fA-F]{2}[^\\]{0,8}){8,}"), f"[bytes {CUT}]"),
-    # What comes after the host of a URL may be signed, and a name before it is somebody's.
+    # What comes after the host of a URL may be signed, and a name before it is somebody's. Paths
+    # on this machine are told.
     (
         ("://",),
         re.compile(
-            r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/?#\"'<>]*@)?([^\s/?#\"'<>@]*)[^\s\"'<>)]*"
+            r"([a-z][a-z0-9+.-]*://)(?:[^\s\"'<>]*@)?"
+            r"((?:localhost|127\.0\.0\.1)(?::\d+)?/[^\s?#\"'<>)]*|[^\s/?#\"'<>@]*)[^\s\"'<>)]*",
+            re.I,
         ),
         r"\1\2",
     ),
@@ -81,6 +90,7 @@ class Redactor:
             secrets: what must not appear even where nothing gives it away.
         """
         long = {secret for secret in secrets if len(secret) >= MIN_SECRET_CHARS}
+        long |= {json.dumps(secret, ensure_ascii=False)[1:-1] for secret in long}
         self._secrets = tuple(sorted(long, key=len, reverse=True))
 
     def is_clean(self, text: str) -> bool:
@@ -92,7 +102,7 @@ class Redactor:
         for secret in self._secrets:
             if secret in text:
                 return False
-        return not (_has_mail(text) or (len(text) >= MIN_RUN_CHARS and LONG_RUN.search(text)))
+        return not (_has_mail(text) or _has_run(text))
 
     def redact(self, text: str) -> str:
         text = _shorten(text)
@@ -125,6 +135,12 @@ def _has_mail(text: str) -> bool:
             return True
         at = text.find("@", at + 1)
     return False
+
+
+def _has_run(text: str) -> bool:
+    # None goes over a quotation mark, of which a line of JSON is full.
+    longest = max(map(len, text.split('"')))
+    return longest >= MIN_RUN_CHARS and LONG_RUN.search(text) is not None
 
 
 def _shorten(text: str) -> str:
