@@ -17,6 +17,7 @@ from serve.experiments.probe import DeploymentProbe
 from serve.experiments.split_watch import SPLIT_WATCH_S, SplitWatch
 from serve.fetching.post import Poster
 from serve.fleet import read_details
+from serve.jobs.census import CENSUS_S, Census
 from serve.jobs.chores import list_chores
 from serve.jobs.deliveries import Deliverer
 from serve.jobs.routine import Chore, Routine
@@ -61,6 +62,7 @@ class JobRunner:
             batch_floor=family.router.batch_floor,
             forget=build_forget(self._services.assets),
             logger=logger,
+            meter=self._meter,
         )
         added = AddedVersions(
             database=self._services.database,
@@ -83,9 +85,13 @@ class JobRunner:
                 database, context.app_name, deployments, read_details, shorten_traceback
             ),
             logger=logger,
+            meter=self._meter,
         )
         deliverer = Deliverer(
-            self._services.database, Poster(family.router.webhooks), logger=logger
+            self._services.database,
+            Poster(family.router.webhooks),
+            logger=logger,
+            meter=self._meter,
         )
         chores = [
             *list_chores(self._runner, family.jobs),
@@ -93,6 +99,7 @@ class JobRunner:
             Chore(name="serve", every_s=1.0, work=added.turn),
             Chore(name="rollouts", every_s=1.0, work=self._rollouts.turn),
             Chore(name="splits", every_s=SPLIT_WATCH_S, work=SplitWatch(database).turn),
+            Chore(name="census", every_s=CENSUS_S, work=Census(database, self._meter).turn),
             Chore(name="ledger", every_s=LEDGER_S, work=self._release_expired),
             # Endless, because a run over many tenants may take longer than a chore should.
             Chore(
@@ -104,11 +111,13 @@ class JobRunner:
         ]
         self._routine = Routine(chores, logger)
         self._routine.start()
+        self._services.sampler.start()
 
     async def _release_expired(self) -> None:
         """What routers reserved for synchronous calls and died with."""
         async with self._services.database.transaction() as session:
-            await release_expired(session, utc_now())
+            num_expired = await release_expired(session, utc_now())
+        self._meter.add("sm4ll_settlements_total", num_expired, outcome="expired")
 
     async def _dispatch(self, run: JobRun) -> JobOutcome:
         # Not before the first job: the router starts after this, which is part of its graph.

@@ -131,10 +131,12 @@ METRICS: Mapping[str, Metric] = {
         *("expert", "version", "way", "code"),
     ),
     "sm4ll_tryon_duration_seconds": _histogram(
-        "seconds", "try-ons that succeeded, from arrival to answer", "expert", "version", "way"
+        "seconds",
+        "try-ons that succeeded, from arrival to answer; of a job, the attempt",
+        *("expert", "version", "way"),
     ),
     "sm4ll_stage_duration_seconds": _histogram(
-        "seconds", "one stage of try-ons that succeeded", "stage", "expert"
+        "seconds", "one stage of 0.1 ms or more of try-ons that succeeded", "stage", "expert"
     ),
     "sm4ll_images_total": _counter("1", "pictures delivered", "expert", "version"),
     "sm4ll_gpu_seconds_total": _counter(
@@ -174,7 +176,7 @@ METRICS: Mapping[str, Metric] = {
     ),
     "sm4ll_replica_queue_depth": _gauge("1", "requests that wait in this replica", "version"),
     "sm4ll_replica_errors_total": _counter(
-        "1", "requests that failed in this replica", "version", "code"
+        "1", "requests that failed in this replica; whoever left has not", "version", "code"
     ),
     "sm4ll_batch_size": _histogram("1", "requests in one pass", "version", buckets=ROWS),
     "sm4ll_batch_wait_seconds": _histogram(
@@ -217,10 +219,16 @@ METRICS: Mapping[str, Metric] = {
     "sm4ll_rollout_share_ratio": _gauge(
         "ratio", "share of requests that the challenger gets", "rollout", "version"
     ),
-    "sm4ll_rollout_decisions_total": _counter("1", "decisions of rollouts", "decision"),
+    "sm4ll_rollout_decisions_total": _counter(
+        "1", "decisions that the controller of rollouts made", "decision"
+    ),
     # Jobs.
-    "sm4ll_jobs": _gauge("1", "jobs that are not ended", "state", "class"),
-    "sm4ll_job_oldest_seconds": _gauge("seconds", "age of the oldest job that waits", "class"),
+    "sm4ll_jobs": _gauge(
+        "1", "jobs that are not ended: queued, delayed until their time, running", "state", "class"
+    ),
+    "sm4ll_job_oldest_seconds": _gauge(
+        "seconds", "since when the oldest of the queued jobs could run", "class"
+    ),
     "sm4ll_job_attempts_total": _counter("1", "attempts at jobs that ended", "outcome"),
     "sm4ll_webhooks_total": _counter("1", "deliveries of webhooks", "outcome"),
     # The ledger and the store.

@@ -15,9 +15,11 @@ from datetime import datetime, timedelta
 from serve.designs import RolloutPlan
 from serve.errors import Sm4llError, StoreUnavailable
 from serve.experiments.allocation import load_allocation
+from serve.experiments.counts import RolloutCounts
 from serve.experiments.findings import gather
 from serve.experiments.moves import Move
 from serve.experiments.rollout import Decision, Evidence, Readiness, Standing, decide
+from serve.observing.meter import NO_METER, Meter
 from serve.store.columns import utc_now
 from serve.store.engine import Database, Session
 from serve.store.experiment_tables import Experiment, ExperimentState
@@ -29,7 +31,7 @@ from serve.store.rollouts import (
     CONTROLLER,
     Note,
     claim_lease,
-    list_running,
+    list_open,
     lock_rollout,
     release_leases,
 )
@@ -71,7 +73,9 @@ class RolloutController:
         now: Callable[[], datetime] = utc_now,
         clock_s: Callable[[], float] = time.monotonic,
         logger: logging.Logger | None = None,
+        meter: Meter = NO_METER,
     ):
+        self._counts = RolloutCounts(meter)
         self._database = database
         self._probe = probe
         self._now = now
@@ -87,7 +91,9 @@ class RolloutController:
             StoreUnavailable: the database is away.
         """
         async with self._database.reading() as session:
-            rollouts = await list_running(session)
+            under_way = await list_open(session)
+        self._counts.show(under_way)
+        rollouts = [row for row in under_way if row.state is RolloutState.RUNNING]
         open_ones = {(row.id, row.revision) for row in rollouts}
         self._looks = {key: look for key, look in self._looks.items() if key in open_ones}
         for rollout in rollouts:
@@ -172,6 +178,7 @@ class RolloutController:
             is_same = (rollout.stage, rollout.revision) == (seen.stage, seen.revision)
             if is_ours and is_same and rollout.state is RolloutState.RUNNING:
                 await Move(session, rollout, plan, now).carry_out(note)
+        self._counts.decided(note.action)
         self._logger.info("rollout %s: %s: %s", seen.id, note.action, note.reason)
 
 

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from serve.errors import FetchRefused, Sm4llError, StoreUnavailable
 from serve.fetching.post import Poster, Reply
 from serve.jobs.webhook_signature import signed_headers
+from serve.observing.meter import NO_METER, Meter
 from serve.store.columns import utc_now
 from serve.store.engine import Database
 from serve.store.webhook_secrets import ensure_secret, list_secrets
@@ -76,6 +77,7 @@ class Deliverer:
         now: Callable[[], datetime] = utc_now,
         logger: logging.Logger | None = None,
         spread: Callable[[], float] = lambda: random.uniform(-1, 1),
+        meter: Meter = NO_METER,
     ):
         self._database = database
         self._post = post
@@ -83,6 +85,7 @@ class Deliverer:
         self._now = now
         self._logger = logger or logging.getLogger(__name__)
         self._spread = spread
+        self._meter = meter
         self._sending: dict[asyncio.Task[None], Receiver] = {}
 
     async def run_once(self) -> int:
@@ -193,23 +196,28 @@ class Deliverer:
         return [secret.secret for secret in active]
 
     async def _note(self, due: DueDelivery, reply: Reply | FetchRefused) -> None:
-        now = self._now()
+        now, outcome, retry_at = self._now(), "put_off", None
         async with self._database.transaction() as session:
             if isinstance(reply, FetchRefused):
                 retry_at = self._retry_at(due, 0.0, now)
                 await mark_failed(session, due, status=None, error=reply.detail, retry_at=retry_at)
             elif 200 <= reply.status < 300:
                 await mark_delivered(session, due, reply.status, now)
+                outcome = "delivered"
             else:
                 asked_s = reply.retry_after_s or 0.0 if reply.status in BUSY else 0.0
                 is_gone = reply.status == GONE
+                retry_at = None if is_gone else self._retry_at(due, asked_s, now)
                 await mark_failed(
                     session,
                     due,
                     status=reply.status,
                     error=f"the server answers {reply.status}",
-                    retry_at=None if is_gone else self._retry_at(due, asked_s, now),
+                    retry_at=retry_at,
                 )
+        if retry_at is None and outcome != "delivered":
+            outcome = "given_up"
+        self._meter.add("sm4ll_webhooks_total", outcome=outcome)
 
     def _retry_at(self, due: DueDelivery, asked_s: float, now: datetime) -> datetime | None:
         delay = self._policy.retry_after(due.attempt, asked_s, self._spread())

@@ -10,7 +10,8 @@ MIN_COUNT = 5
 """So often a tenant must have been seen, at least, before it has a name."""
 DEARER_EVERY = 4
 """Names given, after which the next one costs twice as much: some are left for who comes later."""
-COUNTERS_PER_NAME = 4
+COUNTERS_PER_NAME = 10
+"""Whoever does more than that fraction of everything is among them (1 / 200 for 20 names)."""
 FADE_AFTER = 20_000
 """Sightings, after which all counts are halved: who was busy last month is not busy."""
 
@@ -51,7 +52,7 @@ class TenantLabels:
 
     def _price(self) -> float:
         dear = MIN_COUNT << (len(self._named) // DEARER_EVERY)
-        return max(dear, self._total / (2 * self._max_named))
+        return max(dear, self._total / (2 * COUNTERS_PER_NAME * self._max_named))
 
     def _count(self, tenant_id: str) -> int:
         """How often it was seen, at least."""

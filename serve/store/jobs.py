@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, func, insert, literal, select, tuple_
 
@@ -15,6 +15,8 @@ from serve.store.picking import is_in
 from serve.store.tables import Job, JobClass, JobEvent, JobState
 
 QUEUED_EVENT = "queued"
+OpenState = Literal["queued", "delayed", "running"]
+OPEN_STATES: tuple[OpenState, ...] = ("queued", "delayed", "running")
 FULL_RETRY_AFTER_S = 30.0
 
 
@@ -187,6 +189,43 @@ async def find_place(session: Session, job: Job) -> Place | None:
     )
     num_ahead, gpu_ms = (await session.execute(counted)).one()
     return Place(position=int(num_ahead) + 1, ahead_gpu_ms=int(gpu_ms))
+
+
+@dataclass(frozen=True, slots=True)
+class OpenJobs:
+    """Jobs of one class that have not ended."""
+
+    state: OpenState
+    """`delayed` waits for its time: after a failure, or while its batch is paused."""
+    priority: JobClass
+    count: int
+    since: datetime | None
+    """Since when the oldest could run; of the queued only."""
+
+
+async def count_open(session: Session, now: datetime) -> Sequence[OpenJobs]:
+    """Read from the indexes of those that wait and of those that run, and from no row."""
+    is_delayed = Job.runnable_at > now
+    waiting = (
+        select(is_delayed, Job.priority, func.count(), func.min(Job.runnable_at))
+        .where(is_in(JobState.QUEUED))
+        .group_by(Job.priority, is_delayed)
+    )
+    running = (
+        select(Job.priority, func.count()).where(is_in(JobState.RUNNING)).group_by(Job.priority)
+    )
+    return [
+        *(
+            OpenJobs("delayed", priority, count, None)
+            if delayed
+            else OpenJobs("queued", priority, count, since)
+            for delayed, priority, count, since in await session.execute(waiting)
+        ),
+        *(
+            OpenJobs("running", priority, count, None)
+            for priority, count in await session.execute(running)
+        ),
+    ]
 
 
 async def sum_runnable_ms(session: Session, now: datetime) -> Mapping[str, int]:

@@ -186,11 +186,9 @@ async def list_decisions(
     ).all()
 
 
-async def list_running(session: Session) -> Sequence[Rollout]:
-    """Those that somebody must decide about, the oldest first."""
-    query = select(Rollout).where(
-        Rollout.finished_at.is_(None), Rollout.state == RolloutState.RUNNING
-    )
+async def list_open(session: Session) -> Sequence[Rollout]:
+    """Those under way, paused ones too, the oldest first."""
+    query = select(Rollout).where(Rollout.finished_at.is_(None))
     return (await session.scalars(query.order_by(Rollout.created_at, Rollout.id))).all()
 
 
