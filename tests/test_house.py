@@ -18,6 +18,7 @@ MAY_IMPORT_RAY = {
     "serve/least_loaded.py",
     "serve/local.py",
     "serve/ray_meter.py",
+    "serve/trace_headers.py",
     "serve/transports.py",
     "deployments/expert.py",
     "deployments/judging.py",
