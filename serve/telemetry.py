@@ -136,7 +136,7 @@ METRICS: Mapping[str, Metric] = {
         *("expert", "version", "way"),
     ),
     "sm4ll_stage_duration_seconds": _histogram(
-        "seconds", "one stage of 0.1 ms or more of try-ons that succeeded", "stage", "expert"
+        "seconds", "one stage of 0.5 ms or more of try-ons that succeeded", "stage", "expert"
     ),
     "sm4ll_images_total": _counter("1", "pictures delivered", "expert", "version"),
     "sm4ll_gpu_seconds_total": _counter(
@@ -193,10 +193,12 @@ METRICS: Mapping[str, Metric] = {
     ),
     "sm4ll_replica_memory_bytes": _gauge("bytes", "resident memory of this process"),
     "sm4ll_replica_gpu_memory_bytes": _gauge(
-        "bytes", "GPU memory that this process holds", "version"
+        "bytes", "GPU memory that this process holds, in equal parts by version", "version"
     ),
     "sm4ll_replica_gpu_share_ratio": _gauge(
-        "ratio", "share of one GPU that this replica was given", "version"
+        "ratio",
+        "share of one GPU that this replica was given, in equal parts by version",
+        "version",
     ),
     "sm4ll_gpu_memory_used_bytes": _gauge("bytes", "memory in use, by NVML", "gpu"),
     "sm4ll_gpu_memory_total_bytes": _gauge("bytes", "memory of the GPU, by NVML", "gpu"),

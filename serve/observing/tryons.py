@@ -12,8 +12,8 @@ Way = Literal["request", "job"]
 OK = "ok"
 NO_VERSION = "none"
 """Of what failed before a version was chosen."""
-MIN_STAGE_S = 1e-4
-"""A stage that took less did nothing: recording it would cost more than it says."""
+MIN_STAGE_S = 5e-4
+"""A stage that took less did nothing that is seen in a picture of milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
