@@ -93,6 +93,8 @@ def build_api(
         redoc_url=None,
         # Behind a balancer that speaks TLS it would send whoever asks, and the key, to http://.
         redirect_slashes=False,
+        # Its spans would begin at the caller's, past Serve's, and its counts are ours already.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     install_problem_handlers(app, logger)
     install_openapi(app)
