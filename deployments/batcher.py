@@ -12,14 +12,17 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import replace
+from functools import partial
 
 from deployments.backends.base import OnStep
+from deployments.replica_meter import ReplicaMeter
 from serve.errors import (
     Cancelled,
     DeadlineExceeded,
     GenerationFailed,
     OutOfDeviceMemory,
     Overloaded,
+    Sm4llError,
 )
 from serve.messages import ExpertReply, ExpertRequest
 from serve.observing.tracing import open_span
@@ -50,6 +53,7 @@ class Member:
         self.num_rows = request.num_images
         self.progress = (0, request.num_steps)
         self.answer: Future[ExpertReply] = Future()
+        self.arrived_s: float | None = time.perf_counter()
         # Here, where its caller's trace is known: the thread that paints knows of none.
         self.span = open_span("painter", {"sm4ll.version": request.version})
         self.answer.add_done_callback(self._end_span)
@@ -109,10 +113,12 @@ class Batcher:
         run_later: RunLater,
         generate: Generate,
         unix_time_s: Callable[[], float] = time.time,
+        meter: ReplicaMeter | None = None,
     ):
         self._run_later = run_later
         self._generate = generate
         self._unix_time_s = unix_time_s
+        self._meter = meter or ReplicaMeter()
         # Reentrant: `close` runs in a destructor, which may interrupt whoever holds it.
         self._lock = threading.RLock()
         self._queue: deque[Member] = deque()
@@ -136,10 +142,12 @@ class Batcher:
             running = () if request.is_spare else self._members.difference(self._queue)
             self._queue.append(member)
             self._members.add(member)
+            self._meter.arrived(request.version)
         for other in running:
             if other.request.is_spare:
                 other.give_way()
         member.answer.add_done_callback(lambda _: self._forget(member))
+        member.answer.add_done_callback(partial(self._count_failure, request.version))
         # One call per member: most find that an earlier one took theirs along.
         self._run_later(self._run_oldest)
         return member
@@ -172,7 +180,15 @@ class Batcher:
         with self._lock:
             if member in self._queue:
                 self._queue.remove(member)
+                self._meter.left(member.request.version)
             self._members.discard(member)
+
+    def _count_failure(self, version: str, answer: Future[ExpertReply]) -> None:
+        error = None if answer.cancelled() else answer.exception()
+        # Whoever left has not failed, nor who had to make room.
+        if error is not None and not isinstance(error, Cancelled):
+            code = error.code if isinstance(error, Sm4llError) else Sm4llError.code
+            self._meter.failed(version, code)
 
     def _run_oldest(self) -> None:
         batch = self._take()
@@ -199,6 +215,8 @@ class Batcher:
                 else:
                     others.append(member)
             self._queue = others
+            for member in batch:
+                self._meter.left(member.request.version)
         return batch
 
     def _paint(self, members: Sequence[Member]) -> None:
@@ -226,6 +244,8 @@ class Batcher:
 
     def _try(self, batch: Sequence[Member]) -> Exception | None:
         def on_step(step: int, num_steps: int) -> None:
+            if step:
+                running.stepped()
             for member in batch:
                 member.progress = (step, num_steps)
                 member.span.event("step", {"sm4ll.step": step, "sm4ll.num_steps": num_steps})
@@ -234,8 +254,10 @@ class Batcher:
 
         for member in batch:
             member.span.event("pass", {"sm4ll.batch_size": len(batch)})
+        version, requests = batch[0].request.version, [member.request for member in batch]
         try:
-            replies = self._generate([member.request for member in batch], on_step)
+            with self._meter.running(version, _take_waits(batch), len(batch)) as running:
+                replies = self._generate(requests, on_step)
             answers = list(zip(batch, replies, strict=True))
         except Exception as exc:
             return exc
@@ -253,3 +275,13 @@ class Batcher:
             if member.is_late(now_unix_s):
                 member.expire()
         return [member for member in members if member.is_waiting]
+
+
+def _take_waits(batch: Sequence[Member]) -> list[float]:
+    """How long they waited for their first pass, in s: a second one of the same is none more."""
+    now_s, waits_s = time.perf_counter(), []
+    for member in batch:
+        if member.arrived_s is not None:
+            waits_s.append(now_s - member.arrived_s)
+            member.arrived_s = None
+    return waits_s

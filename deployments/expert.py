@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 
-from deployments.backends.base import Backend, OnStep, Remembering
+from deployments.backends.base import Backend, OnDevice, OnStep, Remembering
 from deployments.backends.registry import create_backend
 from deployments.batcher import Batcher, Member
 from deployments.bundle import Bundle
 from deployments.golden import check_golden
 from deployments.guard import build_guards
+from deployments.pulse import Look, Pulse, list_looks
+from deployments.replica_meter import ReplicaMeter
 from deployments.warmup import warm_up
 from serve.config import ReplicaPlan
 from serve.errors import (
@@ -27,8 +29,9 @@ from serve.errors import (
     Sm4llError,
 )
 from serve.messages import ExpertReply, ExpertRequest
-from serve.observing.logs import log_fields, write_json_logs
+from serve.observing.logs import log_as, log_fields, write_json_logs
 from serve.observing.meter import Meter, NoMeter
+from serve.observing.tracing import follow_callers
 
 # Failures in a row, with nothing working between them, after which the replica is replaced.
 MAX_FAILURES_IN_A_ROW = 5
@@ -151,15 +154,18 @@ class ExpertReplica:
         open_meter: Callable[[], Meter] = NoMeter,
     ):
         write_json_logs()
+        follow_callers()
+        started_s = time.perf_counter()
         self._plan = plan
-        self._meter = open_meter()
+        meter = open_meter()
+        self._meter = ReplicaMeter(meter, [bundle.version for bundle in bundles])
         self._backend = create(bundles, plan)
         if isinstance(self._backend, Remembering):
-            self._backend.use_meter(self._meter)
+            self._backend.use_meter(meter)
         self._painter = Painter(self._backend, plan.name)
         # One thread: backends are not thread-safe, and the loop stays free for health checks.
         self._thread = DeviceThread(plan.name)
-        self._batcher = Batcher(self._thread.submit, self._painter.generate)
+        self._batcher = Batcher(self._thread.submit, self._painter.generate, meter=self._meter)
         try:
             # On that thread too: what a compiler records belongs to the thread that recorded it.
             self._thread.run(lambda: self._start(bundles))
@@ -168,6 +174,8 @@ class ExpertReplica:
                 # Serve keeps the text of a failed start, and nothing else of it.
                 exc.add_note(f"What helps: {exc.remedy}")
             raise
+        self._meter.started(time.perf_counter() - started_s, plan.num_gpus)
+        self._pulse = Pulse(_list_looks(meter, self._meter, self._backend))
 
     def _start(self, bundles: tuple[Bundle, ...]) -> None:
         """Raises whatever must keep Serve from calling this replica ready."""
@@ -219,6 +227,7 @@ class ExpertReplica:
             member.leave()  # nothing, where it was answered
 
     def _submit(self, request: ExpertRequest) -> Member:
+        log_as(request_id=request.request_id)
         max_rows = 1
         if guard := self._guards.get(request.version):
             guard.check(request)
@@ -250,6 +259,16 @@ class ExpertReplica:
             self._batcher.close()
             self._thread.submit(self._backend.unload)
             self._thread.close()
+        if hasattr(self, "_pulse"):
+            self._pulse.close()
+
+
+def _list_looks(meter: Meter, replica: ReplicaMeter, backend: Backend) -> list[Look]:
+    def look_at_device() -> None:
+        replica.holds(backend.held_bytes() if isinstance(backend, OnDevice) else 0)
+
+    common = list_looks(meter)
+    return [*common, replica.look, look_at_device] if common else []
 
 
 @contextlib.contextmanager

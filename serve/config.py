@@ -20,10 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from serve.designs import WantedExperiment
 from serve.errors import ConfigError
 from serve.messages import EXPERTS, Expert
-from serve.policy import TenantPolicy
 
 VersionId = Annotated[str, Field(pattern=rf"^({'|'.join(EXPERTS)})@[a-z0-9][a-z0-9._-]{{0,62}}$")]
 """`expert@name`, for example `eye@1`."""
@@ -280,7 +278,7 @@ class Objective(Config):
     availability: Promise = 0.995
     """Share of try-ons that do not fail because of us (5xx, full queues and missed deadlines
     among them). What the caller must change, and who leaves, count on neither side."""
-    latency_s: PositiveFloat = 2.5
+    latency_s: PositiveFloat = 2.0
     """A try-on that succeeds within this is a fast one, from arrival to answer. One of the bounds
     of `sm4ll_tryon_duration_seconds`: between them nothing is known."""
     latency_share: Promise = 0.95
@@ -350,55 +348,3 @@ class FamilyConfig(Config):
         if deployed.shared is None:
             return deployed
         return next(shared for shared in self.shared if shared.name == deployed.shared)
-
-
-class TenantSeed(Config):
-    """One tenant that is made at the start when it is missing."""
-
-    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
-    name: Annotated[str, Field(min_length=1, max_length=200)]
-    policy: TenantPolicy = TenantPolicy()
-
-
-class TenantsConfig(Config):
-    """`configs/tenants.yaml`."""
-
-    tenants: tuple[TenantSeed, ...] = ()
-
-    @model_validator(mode="after")
-    def _are_ids_unique(self) -> Self:
-        ids = [tenant.id for tenant in self.tenants]
-        doubled = sorted({tenant_id for tenant_id in ids if ids.count(tenant_id) > 1})
-        if doubled:
-            raise ValueError(f"listed twice: {', '.join(doubled)}")
-        return self
-
-
-class ExperimentsConfig(Config):
-    """`configs/experiments.yaml`."""
-
-    experiments: tuple[WantedExperiment, ...] = ()
-
-    @model_validator(mode="after")
-    def _are_ids_unique(self) -> Self:
-        ids = [experiment.id for experiment in self.experiments]
-        doubled = sorted({each for each in ids if ids.count(each) > 1})
-        if doubled:
-            raise ValueError(f"listed twice: {', '.join(doubled)}")
-        return self
-
-
-def load_experiments(path: Path) -> ExperimentsConfig:
-    """
-    Raises:
-        ConfigError: the file is missing or does not fit; names file and key.
-    """
-    return load_yaml(path, ExperimentsConfig)
-
-
-def load_tenants(path: Path) -> TenantsConfig:
-    """
-    Raises:
-        ConfigError: the file is missing or does not fit; names file and key.
-    """
-    return load_yaml(path, TenantsConfig)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from serve.config import load_experiments, load_tenants
 from serve.errors import ConfigError
 from serve.experiments.changes import set_state
 from serve.policy import TenantPolicy
+from serve.seed_files import load_experiments, load_tenants
 from serve.services import require_current_schema
 from serve.settings import CONFIGS_DIR, Settings, find_api_key, local_key_file
 from serve.store.audit import list_records

@@ -66,6 +66,14 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class OnDevice(Protocol):
+    """A backend that works on a GPU where there is one."""
+
+    def held_bytes(self) -> int:
+        """Memory of the GPU that this process holds now. From any thread."""
+
+
+@runtime_checkable
 class Remembering(Protocol):
     """A backend that keeps something of the pictures it was given between requests, and can do so
     before it is loaded."""

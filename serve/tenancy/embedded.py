@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from serve.config import load_experiments, load_tenants
 from serve.errors import Conflict, Unauthenticated
 from serve.experiments.seeds import seed_experiments
 from serve.policy import SCOPES, TenantPolicy
+from serve.seed_files import load_experiments, load_tenants
 from serve.settings import Settings, local_key_file
 from serve.store.engine import Database
 from serve.store.opening import database_url

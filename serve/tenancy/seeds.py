@@ -5,8 +5,8 @@ What an administrator changed later stays as it is, whatever the file says by th
 
 from collections.abc import Sequence
 
-from serve.config import TenantSeed
 from serve.errors import Conflict
+from serve.seed_files import TenantSeed
 from serve.store.engine import Database
 from serve.store.tenants import find_tenant
 from serve.tenancy.registry import Registry

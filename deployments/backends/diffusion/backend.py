@@ -18,6 +18,7 @@ from deployments.backends.base import Memory, OnStep
 from deployments.backends.diffusion.adapters import AdapterRack
 from deployments.backends.diffusion.base_model import count_weight_bytes, load_base, ready_vae
 from deployments.backends.diffusion.cap import (
+    GIB,
     cap_device_memory,
     measured_context_gib,
     name_device,
@@ -80,6 +81,7 @@ class DiffusionBackend:
         self._name = plan.name
         self._num_gpus = plan.num_gpus
         self._cap_gib: float | None = None
+        self._context_gib = 0.0
         self._weights = WeightStore(bundles[0].home, plan.weights)
         self._recipe = create_recipe(config.recipe)
         self._products = EncodedProducts(self._recipe, config.product_cache_mib * MIB)
@@ -88,8 +90,8 @@ class DiffusionBackend:
 
     def load(self) -> None:
         config, device = self._config, choose_device()
-        context_gib = measured_context_gib(self._bundles.values())
-        self._cap_gib = cap_device_memory(self._num_gpus, context_gib)
+        self._context_gib = measured_context_gib(self._bundles.values())
+        self._cap_gib = cap_device_memory(self._num_gpus, self._context_gib)
         with map_torch_errors():
             dtype = choose_dtype(config.dtype, device)
             pipe = load_base(self._recipe, config, self._weights, dtype)
@@ -180,6 +182,13 @@ class DiffusionBackend:
             self._loaded.adapters.unload()
         self._loaded = None
         free_memory()
+
+    def held_bytes(self) -> int:
+        """What the allocator has taken, and what CUDA was measured to take beside it."""
+        if self._loaded is None or not torch.cuda.is_available():
+            return 0
+        reserved_bytes: int = torch.cuda.memory_reserved()
+        return reserved_bytes + round(self._context_gib * GIB)
 
     def memory(self) -> Memory:
         if self._loaded is None:
