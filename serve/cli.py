@@ -18,6 +18,7 @@ from serve.commands import (
     jobs,
     keys,
     listing,
+    observability,
     outcomes,
     pins,
     plan,
@@ -27,6 +28,7 @@ from serve.commands import (
     served,
     store,
     tenants,
+    top,
     tryon,
     usage,
     webhooks,
@@ -44,6 +46,7 @@ app = typer.Typer(
 )
 app.command()(cluster.up)
 app.command()(cluster.down)
+app.command()(top.top)
 app.command()(tryon.tryon)
 app.command()(cluster.demo)
 app.command()(experts.prepare)
@@ -155,6 +158,13 @@ log = typer.Typer(help="The log of administrative acts.", no_args_is_help=True)
 log.command("verify")(tenants.verify_audit)
 owners.add_typer(log, name="audit")
 app.add_typer(owners, name="tenants")
+
+watched = typer.Typer(
+    help="Alerts and dashboards, for Prometheus and Grafana.", no_args_is_help=True
+)
+watched.command()(observability.render)
+watched.command()(observability.preview)
+app.add_typer(watched, name="observability")
 
 app.command()(usage.usage)
 

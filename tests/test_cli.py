@@ -43,7 +43,7 @@ COMMANDS = (
     *("experts list", "experts default", "pins set", "pins list", "pins show", "pins remove"),
     *("bench gateway", "bench experts", "bench adapters", "bench packing", "bench admission"),
     *("bench gpu", "bench assignment", "bench shadow", "bench sequential"),
-    "bench rollouts",
+    *("bench rollouts", "top"),
     "experiments report",
     *("rollouts start", "rollouts list", "rollouts show", "rollouts decisions"),
     *("rollouts pause", "rollouts resume", "rollouts abort", "rollouts approve"),
