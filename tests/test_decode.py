@@ -67,6 +67,29 @@ def test_jpeg_equals_pillow_bit_for_bit(subsampling: int, progressive: bool) -> 
     assert np.array_equal(decode(data).pixels, np.asarray(Image.open(io.BytesIO(data))))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"subsampling": "4:1:1"},
+        {"restart_marker_blocks": 4},
+        {"keep_rgb": True},
+        {"progressive": True, "restart_marker_rows": 1},
+    ],
+    ids=str,
+)
+def test_every_kind_of_jpeg_equals_opencv_bit_for_bit(options: dict[str, Any]) -> None:
+    data = save(make_rgb(101, 67), "JPEG", quality=90, **options)
+    theirs = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert np.array_equal(decode_image(data, ImageLimits()).pixels, theirs)
+
+
+def test_a_jpeg_that_is_damaged_but_readable_is_read_as_opencv_reads_it() -> None:
+    whole = save(make_rgb(640, 480), "JPEG", quality=90)
+    data = whole[: len(whole) // 2] + b"\xff\xd9"
+    theirs = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert np.array_equal(decode_image(data, ImageLimits()).pixels, theirs)
+
+
 def test_pixels_cannot_be_written() -> None:
     with pytest.raises(ValueError, match="read-only"):
         decode(save(RGB, "PNG")).pixels[0, 0] = 0

@@ -14,7 +14,7 @@ from serve.imaging.decode import decode_image
 from serve.imaging.encode import LOSSLESS, MEDIA_TYPES, encode_image
 from serve.imaging.limits import ImageLimits
 from serve.schemas.receipt import Format
-from tests.image_files import build_exif, build_profile, make_rgb
+from tests.image_files import build_exif, build_profile, make_rgb, save
 
 P3 = build_profile()
 EXIF = build_exif(1)
@@ -73,6 +73,17 @@ def test_jpeg_keeps_full_chroma() -> None:
     at = data.index(b"\xff\xc0")
     factors = [data[at + 11 + 3 * component] for component in range(3)]
     assert factors == [0x11, 0x11, 0x11]
+
+
+def test_jpeg_is_what_pillow_writes_byte_for_byte() -> None:
+    pixels, profile = make_rgb(), P3 + bytes(150_000)  # of three segments
+    options: dict[str, Any] = {"exif": b"Exif\0\0" + EXIF, "icc_profile": profile}
+    theirs = save(pixels, "JPEG", quality=95, subsampling=0, **options)
+    before = pixels.copy()
+    assert encode_image(pixels, None, format="jpeg", icc_profile=profile, exif=EXIF) == theirs
+    assert np.array_equal(pixels, before)
+    kept = {"icc_profile": profile, "exif": EXIF, "may_overwrite": True}
+    assert encode_image(pixels, None, format="jpeg", **kept) == theirs
 
 
 def test_jpeg_lies_on_white() -> None:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.imaging.copies import note_copy
 from serve.imaging.decode import DecodedImage, Pixels
 from serve.imaging.profiles import rgb_to_srgb, srgb_to_rgb
 
@@ -92,6 +93,7 @@ def _flatten(pixels: Pixels, alpha: Pixels) -> Pixels:
     """Lay on white, in strips: in one piece the intermediate would be four times the picture."""
     white = np.float32(np.iinfo(pixels.dtype).max)
     flat = np.empty_like(pixels)
+    note_copy("convert", flat)
     for start in range(0, len(pixels), _STRIP_ROWS):
         rows = slice(start, start + _STRIP_ROWS)
         weight = alpha[rows, :, None].astype(np.float32) / white

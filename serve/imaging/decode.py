@@ -199,8 +199,9 @@ def _from_cv2(data: bytes, flags: int) -> _Stored:
     if flags == _OPAQUE_RGB:
         return _Stored(decoded, None, "RGB")  # type: ignore[arg-type]
     if decoded.shape[2] == 3:
-        in_place: Any = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, dst=decoded)
-        return _Stored(in_place, None, "RGB")
+        turned: Any = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+        note_copy("convert", turned)
+        return _Stored(turned, None, "RGB")
     pixels: Any = cv2.cvtColor(decoded, cv2.COLOR_BGRA2RGB)
     note_copy("convert", pixels)
     alpha: Any = np.ascontiguousarray(decoded[..., 3])

@@ -37,7 +37,10 @@ _PNG_OPTIONS = (
     *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
 )
 _PNG_IHDR_END = 33
-_EXIF_PREFIX = b"Exif\x00\x00"
+_STRIP_ROWS = 128
+_JPEG_JFIF_END = 20
+_EXIF_PREFIX, _ICC_PREFIX = b"Exif\x00\x00", b"ICC_PROFILE\x00"
+_ICC_PART_BYTES = 65_519  # what fits one APP2 segment behind its prefix and number
 
 
 def encode_image(
@@ -78,16 +81,60 @@ def encode_image(
         return _encode_png(pixels, alpha, icc_profile, exif, may_overwrite)
     if format == "tiff":
         return _encode_tiff(pixels, alpha, icc_profile)
-    options: dict[str, Any] = {"icc_profile": icc_profile}
-    if exif is not None and len(exif) <= MAX_EXIF_BYTES:
-        options["exif"] = _EXIF_PREFIX + exif
+    exif = None if exif is None or len(exif) > MAX_EXIF_BYTES else _EXIF_PREFIX + exif
     if format == "webp":
-        image = Image.fromarray(_join(pixels, alpha))
-        note_copy("encode", pixels)
-        return _save(image, "WEBP", lossless=True, method=0, quality=20, exact=True, **options)
-    image = Image.fromarray(_flatten_on_white(pixels, alpha))
+        return _encode_webp(pixels, alpha, icc_profile, exif)
+    if alpha is not None:
+        pixels, may_overwrite = _flatten_on_white(pixels, alpha), False
+    return _encode_jpeg(pixels, quality, icc_profile, exif, may_overwrite)
+
+
+def _encode_jpeg(
+    pixels: Pixels,
+    quality: int,
+    icc_profile: bytes | None,
+    exif: bytes | None,
+    may_overwrite: bool,
+) -> bytes:
+    """Byte for byte what Pillow writes, without its two copies of the picture."""
+    options = (
+        *(cv2.IMWRITE_JPEG_QUALITY, max(quality, 1)),
+        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+    )
+    _, encoded = cv2.imencode(".jpg", _to_bgr(pixels, may_overwrite), options)
+    extra = b"" if exif is None else _jpeg_segment(0xE1, exif)
+    if icc_profile is not None:
+        starts = range(0, len(icc_profile), _ICC_PART_BYTES)
+        for number, start in enumerate(starts, 1):
+            place = _ICC_PREFIX + bytes((number, len(starts)))
+            part = icc_profile[start : start + _ICC_PART_BYTES]
+            extra += _jpeg_segment(0xE2, place + part)
+    data = encoded.data
+    return b"".join((data[:_JPEG_JFIF_END], extra, data[_JPEG_JFIF_END:]))
+
+
+def _jpeg_segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, 2 + len(content)) + content
+
+
+def _encode_webp(
+    pixels: Pixels, alpha: Pixels | None, icc_profile: bytes | None, exif: bytes | None
+) -> bytes:
+    image = Image.fromarray(_join(pixels, alpha))
     note_copy("encode", pixels)
-    return _save(image, "JPEG", quality=max(quality, 1), subsampling=0, **options)
+    options: dict[str, Any] = {} if exif is None else {"exif": exif}
+    buffer = BytesIO()
+    image.save(
+        buffer,
+        "WEBP",
+        lossless=True,
+        method=0,
+        quality=20,
+        exact=True,
+        icc_profile=icc_profile,
+        **options,
+    )
+    return buffer.getvalue()
 
 
 def _encode_png(
@@ -102,11 +149,8 @@ def _encode_png(
         bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGRA)
         cv2.insertChannel(alpha, bgr, 3)
         note_copy("encode", bgr)
-    elif may_overwrite:
-        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR, dst=pixels)
     else:
-        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-        note_copy("encode", bgr)
+        bgr = _to_bgr(pixels, may_overwrite)
     _, encoded = cv2.imencode(".png", bgr, _PNG_OPTIONS)
     extra = b""
     if icc_profile is not None:
@@ -139,10 +183,15 @@ def _encode_tiff(pixels: Pixels, alpha: Pixels | None, icc_profile: bytes | None
     return buffer.getvalue()
 
 
-def _save(image: Image.Image, format: str, **options: Any) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
+def _to_bgr(pixels: Any, may_overwrite: bool) -> Any:
+    if may_overwrite:
+        for start in range(0, len(pixels), _STRIP_ROWS):  # OpenCV copies what it turns in place
+            rows = pixels[start : start + _STRIP_ROWS]
+            cv2.cvtColor(rows, cv2.COLOR_RGB2BGR, dst=rows)
+        return pixels
+    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    note_copy("encode", bgr)
+    return bgr
 
 
 def _join(pixels: Pixels, alpha: Pixels | None) -> Any:
@@ -154,8 +203,7 @@ def _join(pixels: Pixels, alpha: Pixels | None) -> Any:
 
 
 def _flatten_on_white(pixels: Any, alpha: Any) -> Any:
-    if alpha is None:
-        return pixels
     image = Image.fromarray(pixels)
     white = Image.new("RGB", image.size, "white")
+    note_copy("convert", pixels)
     return np.asarray(Image.composite(image, white, Image.fromarray(alpha)))
