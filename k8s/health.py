@@ -4,6 +4,8 @@ from k8s.queries import parts_rate, select, total_rate
 from k8s.rules import Alert, Group, Severity
 from serve.config import FamilyConfig
 
+ASKED_NOW = 'class="interactive"'
+
 
 def health_groups(family: FamilyConfig) -> list[Group]:
     """
@@ -158,10 +160,10 @@ def _replicas() -> list[Alert]:
 
 def _stores() -> list[Alert]:
     attempts = total_rate("sm4ll_job_attempts_total", (), "", "30m")
-    failed = total_rate("sm4ll_job_attempts_total", (), FAILED_ATTEMPTS, "30m")
+    failed = total_rate("sm4ll_job_attempts_total", (), 'outcome="retried"', "30m")
     deliveries = total_rate("sm4ll_webhooks_total", (), "", "30m")
-    undelivered = total_rate("sm4ll_webhooks_total", (), FAILED_DELIVERIES, "30m")
-    unsettled = select("sm4ll_settlements_total", "counter", FAILED_SETTLEMENTS)
+    undelivered = total_rate("sm4ll_webhooks_total", (), 'outcome=~"put_off|given_up"', "30m")
+    unsettled = select("sm4ll_settlements_total", "counter", 'outcome="lost"')
     return [
         Alert(
             "Sm4llStoreSilent",
@@ -176,25 +178,25 @@ def _stores() -> list[Alert]:
             "Sm4llSettlementsFail",
             f"{_grew(unsettled, 'outcome', '1h')} > 0",
             "ticket",
-            "Charges could not be written down",
-            "Delivered work is not in the ledger yet. What is not settled is settled by the "
-            "ledger's own chore when the database answers; if this stays, read the routers' logs.",
+            "Charges were refused by the ledger and are lost",
+            "Delivered work is not in the ledger, and its reservation expires unpaid. The routers' "
+            "logs (usage ledger) name each work item and why.",
         ),
         _counted(
             "Sm4llJobsWait",
-            f"max by (class) ({select('sm4ll_job_oldest_seconds', 'gauge')}) > 3600",
+            f"max({select('sm4ll_job_oldest_seconds', 'gauge', ASKED_NOW)}) > 600",
             "ticket",
-            "A {{ $labels.class }} job has waited for {{ $value | humanizeDuration }}",
-            "The runners are down or everything is busy with what is more urgent: sm4ll top, then "
-            "batch_floor and max_replicas.",
+            "A job that somebody waits for has not begun for {{ $value | humanizeDuration }}",
+            "The runners are down, or the replicas have more than they can do: sm4ll top says "
+            "which. Batches wait by design and count here never.",
         ),
         _counted(
             "Sm4llJobsFail",
             f"{failed} / ({attempts} > 0) > 0.2",
             "ticket",
-            "More than a fifth of the attempts at jobs fail",
-            "sm4ll jobs list names codes; what ran out of attempts is parked and is tried again by "
-            "sm4ll batches retry.",
+            "More than a fifth of the attempts at jobs fail because of us",
+            "Each is tried again, up to max_attempts, and parked then. sm4ll jobs list names "
+            "codes; sm4ll batches retry takes parked ones up again.",
         ),
         _counted(
             "Sm4llWebhooksFail",
@@ -205,11 +207,6 @@ def _stores() -> list[Alert]:
             "is tried again for days; all at once is this side's network.",
         ),
     ]
-
-
-FAILED_ATTEMPTS = 'outcome="failed"'
-FAILED_DELIVERIES = 'outcome="failed"'
-FAILED_SETTLEMENTS = 'outcome="failed"'
 
 
 def _counted(name: str, expr: str, severity: Severity, summary: str, runbook: str) -> Alert:

@@ -99,7 +99,7 @@ def quantile(
 
 
 def mean(name: str, by: tuple[str, ...] = (), where: str = "", prefix: str = "") -> Query:
-    """A histogram's sum over its count."""
+    """A histogram's sum over its count; as good as its buckets are narrow, see FAST_S."""
     expr = f"{parts_rate(name, '_sum', by, where)} / {parts_rate(name, '_count', by, where)}"
     return Query(expr, METRICS[name].unit, _legend(by, prefix or ("" if by else "mean")))
 

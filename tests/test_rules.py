@@ -85,12 +85,12 @@ def test_paces_are_those_of_the_workbook() -> None:
 def test_an_expert_has_what_is_said_of_it_and_the_rest_from_all() -> None:
     top, eye = FAMILY.slo.of("top"), FAMILY.slo.of("eye")
     assert (top.availability, top.latency_s) == (0.99, 60)
-    assert (eye.availability, eye.latency_s) == (0.99, 2.5)
+    assert (eye.availability, eye.latency_s) == (0.99, 2.0)
 
 
 def test_latency_that_no_bucket_can_tell_is_refused_with_those_that_can(tmp_path: Path) -> None:
-    family = FAMILY.model_copy(update={"slo": FAMILY.slo.model_copy(update={"latency_s": 2.0})})
-    with pytest.raises(ConfigError, match=r"latency_s of eye is 2,.*take 1 or 2\.5"):
+    family = FAMILY.model_copy(update={"slo": FAMILY.slo.model_copy(update={"latency_s": 2.5})})
+    with pytest.raises(ConfigError, match=r"latency_s of eye is 2\.5,.*take 2 or 3"):
         check_objectives(family, tmp_path / "family.yaml")
 
 

@@ -59,7 +59,7 @@ def _callers() -> Row:
             Panel(
                 "Stages, mean",
                 [mean("sm4ll_stage_duration_seconds", ("stage",), EXPERT)],
-                "On each other they are the whole request; the names are Server-Timing's.",
+                "On each other they are the whole request, within some 15 %.",
                 "stacked",
             ),
             Panel(

@@ -129,7 +129,7 @@ def _tryons() -> Row:
             Panel(
                 "Where the time goes",
                 [mean(stages, ("stage",))],
-                "Mean of each stage, on each other; the names are Server-Timing's.",
+                "Mean of each stage, on each other, within some 15 %; names are Server-Timing's.",
                 "stacked",
             ),
         ),
