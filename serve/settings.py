@@ -24,9 +24,9 @@ RAY_FLAGS: Mapping[str, str] = {
     # gRPC carries what is small (see router.py); the default of 4 MiB would fail a large reply.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "600",
-    # HAProxy tells the local syslog of every request, path and query included, and both may name
-    # people. Lines of 80 bytes end before that (HAProxy 2.8, `log`); the routers write their own.
-    "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:514 len 80",
+    # HAProxy would tell the local syslog of every request: its address, path and query, all of
+    # which may name people. Port 9 discards (RFC 863); the routers write lines of their own.
+    "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:9",
     # Nobody balances load over a laptop: stopping need not wait 30 s for balancers to notice.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.5",

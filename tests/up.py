@@ -18,6 +18,7 @@ from serve.policy import SCOPES, Scope
 from serve.schemas.keys import NewKey
 from serve.schemas.tenants import NewTenant
 from serve.settings import free_port
+from tests.otlp import Receiver, receiving
 from tests.postgres import PostgresServer
 from tests.redis_server import started_redis
 
@@ -27,9 +28,11 @@ FAMILY = """
 router:
   autoscaling: {min_replicas: 2, max_replicas: 2}
 jobs: {lease_s: 6, max_attempts: 10}
+pricing: {usd_per_gpu_second: 0.001}
 experts:
   - version: top@noop
     autoscaling: {min_replicas: 2, max_replicas: 2}
+  - version: top@doomed
 """
 EXPERT = """
 expert: top
@@ -39,6 +42,16 @@ status: benchmark
 licence: {name: none, commercial_use: true}
 backend: {kind: noop, seconds: 0.1, steps: 4}
 """
+DOOMED = """
+expert: top
+name: doomed
+title: fails on purpose
+status: benchmark
+licence: {name: none, commercial_use: true}
+backend: {kind: noop, drill: {failure_share: 1}}
+"""
+DATABASE_PASSWORD = "hushed-by-heart"
+PROVIDER_KEY = "fa-0123456789-nobody-knows"
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,9 @@ class Up:
     key: str
     database_url: str
     metrics_url: str
+    log_file: Path
+    traces: Receiver
+    """Gets every span of the cluster."""
 
     @property
     def is_alive(self) -> bool:
@@ -78,9 +94,14 @@ def _command_of(process: psutil.Process) -> str:
 
 @pytest.fixture(scope="session")
 def up(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """Two routers, two replicas of a no-op expert that takes 0.1 s, one job runner."""
+    """Two routers, two replicas of a no-op expert that takes 0.1 s, one job runner.
+
+    PostgreSQL here takes any password; with this one it can be looked for.
+    """
     folder = tmp_path_factory.mktemp("up")
-    with running(folder, postgres.create_database(), FAMILY, {"top.noop": EXPERT}) as cluster:
+    database_url = postgres.create_database().replace("@", f":{DATABASE_PASSWORD}@")
+    experts = {"top.noop": EXPERT, "top.doomed": DOOMED}
+    with running(folder, database_url, FAMILY, experts) as cluster:
         yield cluster
 
 
@@ -97,14 +118,20 @@ def running(
     for name, bundle in experts.items():
         (folder / f"experts/{name}.yaml").write_text(bundle)
     (folder / "family.yaml").write_text(family)
-    with started_redis() as redis:
-        settings = {"SM4LL_DATABASE_URL": database_url, "SM4LL_REDIS_URL": redis.url}
+    with started_redis() as redis, receiving() as traces:
+        settings = {
+            "SM4LL_DATABASE_URL": database_url,
+            "SM4LL_REDIS_URL": redis.url,
+            "SM4LL_FASHN_API_KEY": PROVIDER_KEY,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": traces.url,
+        }
         process, url = _start(folder, settings)
         try:
             _wait_until_ready(url, process, folder)
             key = (folder / "data/local.key").read_text().strip()
             metrics_url = (folder / "data/local.metrics").read_text().strip()
-            yield Up(process, url, key, database_url, metrics_url)
+            log_file = folder / "up.log"
+            yield Up(process, url, key, database_url, metrics_url, log_file, traces)
         finally:
             _stop(process)
 
