@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,11 @@ from tests.test_witness import PICTURES, add_experiment
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
-    folder = tmp_path_factory.mktemp("configs")
+    return local_api(tmp_path_factory.mktemp("configs"))
+
+
+def local_api(folder: Path) -> FastAPI:
+    """With two versions that change nothing, and the experiment `shirts` on them."""
     (folder / "experts").mkdir()
     for name in ("a", "b"):
         (folder / f"experts/top.{name}.yaml").write_text(

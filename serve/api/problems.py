@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from serve.api.watching import watch_of
 from serve.errors import InvalidRequest, Sm4llError
 from serve.schemas.problems import FieldProblem, Problem
 
@@ -141,7 +142,10 @@ def install_problem_handlers(app: FastAPI, logger: logging.Logger) -> None:
         # %r: a path may hold line ends, and none may begin a line of the log.
         logger.error("unexpected failure on %r", request.scope["path"], exc_info=exc)
         detail = "an unexpected failure; the log has it under this request id"
-        return problem_response(Sm4llError(detail), request_id_of(request))
+        response = problem_response(Sm4llError(detail), request_id_of(request))
+        # Outside of the middleware that does it for all others.
+        response.headers["Server-Timing"] = watch_of(request.scope).server_timing()
+        return response
 
     app.add_exception_handler(Sm4llError, on_error)
     app.add_exception_handler(RequestValidationError, on_validation)
