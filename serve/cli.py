@@ -179,6 +179,7 @@ benches.command()(bench.gpu)
 benches.command()(bench.tenancy)
 benches.command()(bench.assignment)
 benches.command()(bench.shadow)
+benches.command()(bench.scale)
 app.add_typer(benches, name="bench")
 
 

@@ -14,15 +14,39 @@ Output = Annotated[Path | None, typer.Option(help="Write the table as Markdown."
 
 
 ROOT = Path(__file__).resolve().parents[2]
+ALL_BODIES = "110 KB,1 MB,5 MB,20 MB"
+ALL_PEERS = "uvicorn,litserve,bentoml,ray-default,ray-flagged,sm4ll"
 
 
 def gateway(
     seconds: Annotated[float, typer.Option(help="Per cell of the table.")] = 5.0,
+    bodies: Annotated[str, typer.Option(help="Of 110 KB, 1 MB, 5 MB, 20 MB.")] = ALL_BODIES,
+    connections: Annotated[str, typer.Option(help="At once, one run after the other.")] = "1,8,32",
+    peers: Annotated[str, typer.Option(help="Whom to measure, in this order.")] = ALL_PEERS,
+    quick: Annotated[bool, typer.Option("--quick", help="About three minutes.")] = False,
+    artefacts: Annotated[
+        Path | None, typer.Option(help="A folder for plot, flame graphs and numbers.")
+    ] = None,
     output: Output = None,
 ) -> None:
-    """`/v1/tryon` beside a bare two-hop Ray Serve echo, in one run."""
-    export_ray_flags()
-    _run("gateway", "--seconds", str(seconds), output=output)
+    """`/v1/tryon` beside echoes: Ray Serve, LitServe, BentoML, uvicorn; installs what it needs."""
+    said = ["--seconds", str(seconds), "--peers", *_split(peers), "--bodies", *_split(bodies)]
+    said += ["--connections", *_split(connections), *(["--quick"] if quick else [])]
+    said += ["--artefacts", str(artefacts)] if artefacts else []
+    _run("gateway", *said, output=output)
+
+
+def scale(
+    seconds: Annotated[float, typer.Option(help="Per size.")] = 10.0,
+    routers: Annotated[str, typer.Option(help="Sizes to measure.")] = "1,2,4",
+    experts: Annotated[str, typer.Option(help="Sizes to measure.")] = "1,2,4,8",
+    svg: Annotated[Path | None, typer.Option(help="Draw the curves.")] = None,
+    output: Output = None,
+) -> None:
+    """Throughput and memory by replicas, and how long the whole family starts: cold, and warm."""
+    drawn = ["--svg", str(svg)] if svg else []
+    said = ["--seconds", str(seconds), "--routers", *_split(routers), "--experts", *_split(experts)]
+    _run("scale", *said, *drawn, output=output)
 
 
 def tenancy(
@@ -120,6 +144,10 @@ def rollouts(
 ) -> None:
     """Whole rollouts with the usual plan: what becomes of good and bad challengers, and when."""
     _run("rollouts", "--replications", str(replications), output=output)
+
+
+def _split(words: str) -> list[str]:
+    return [word.strip() for word in words.split(",") if word.strip()]
 
 
 def _run(name: str, *arguments: str, output: Path | None) -> None:

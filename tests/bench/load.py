@@ -9,16 +9,36 @@ import asyncio
 import json
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
+
+
+@dataclass
+class Seen:
+    """What all connections saw."""
+
+    latencies_s: list[float] = field(default_factory=list)
+    timings: list[bytes] = field(default_factory=list)
+    """`Server-Timing` headers, read when all is over."""
+
+    def stages_ms(self) -> dict[str, float]:
+        """The median of each stage."""
+        stages: dict[str, list[float]] = {}
+        for line in self.timings:
+            for entry in line.decode("latin-1").partition(":")[2].split(","):
+                name, _, duration = entry.strip().partition(";dur=")
+                stages.setdefault(name, []).append(float(duration or "nan"))
+        return {name: median(values) for name, values in stages.items()}
 
 
 class Connection(asyncio.Protocol):
     """Sends the same request again and again and times each answer."""
 
-    def __init__(self, request: bytes, until_s: float, latencies_s: list[float]):
+    def __init__(self, request: bytes, until_s: float, seen: "Seen"):
         self._request = request
         self._until_s = until_s
-        self._latencies_s = latencies_s
+        self._seen = seen
         self.finished: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -44,11 +64,12 @@ class Connection(asyncio.Protocol):
             lines = head.lower().split(b"\r\n")
             length = next(line for line in lines if line.startswith(b"content-length:"))
             self._missing_bytes = int(length.split(b":")[1])
+            self._seen.timings += (each for each in lines if each.startswith(b"server-timing:"))
             data = rest
         self._missing_bytes -= len(data)
         if self._missing_bytes == 0:
             now_s = time.perf_counter()
-            self._latencies_s.append(now_s - self._started_s)
+            self._seen.latencies_s.append(now_s - self._started_s)
             if now_s < self._until_s:
                 self._send()
             else:
@@ -66,22 +87,23 @@ class Connection(asyncio.Protocol):
 async def measure(
     port: int, request: bytes, num_connections: int, seconds: float
 ) -> dict[str, object]:
-    latencies_s: list[float] = []
+    seen = Seen()
     started_s = time.perf_counter()
     connections = []
     for _ in range(num_connections):
         _, protocol = await asyncio.get_running_loop().create_connection(
-            lambda: Connection(request, started_s + seconds, latencies_s), "127.0.0.1", port
+            lambda: Connection(request, started_s + seconds, seen), "127.0.0.1", port
         )
         connections.append(protocol)
     failures = await asyncio.gather(*(connection.finished for connection in connections))
     elapsed_s = time.perf_counter() - started_s
-    latencies_s.sort()
+    latencies_s = sorted(seen.latencies_s)
     return {
         "num_requests": len(latencies_s),
         "per_s": len(latencies_s) / elapsed_s,
         "p50_ms": percentile_ms(latencies_s, 0.50),
         "p99_ms": percentile_ms(latencies_s, 0.99),
+        "stages_ms": seen.stages_ms(),
         "failures": sorted({failure for failure in failures if failure}),
     }
 

@@ -53,16 +53,12 @@ from serve.schemas.tenants import NewTenant
 from serve.settings import free_port
 from serve.steps import TryOnWork
 from serve.transports import Transports, map_handle_errors
-from tests.bench.gateway import (
-    BODY_BYTES,
-    CONNECTIONS,
-    FAMILY,
-    make_bodies,
-    run_load,
-    stages,
-    write_request,
-)
+from tests.bench.gateway_bodies import BODY_BYTES, make_bodies, write_request
+from tests.bench.gateway_cells import Answers, run_load
 
+FAMILY = Path(__file__).parent / "family.yaml"
+BODIES = ("110 KB", "5 MB")
+CONNECTIONS = (1, 8, 32)
 TARGET = 1.3
 NUM_PAIRS = 5
 PREFIX = "/bare"
@@ -158,7 +154,7 @@ class BareRouter:
                 timeout_s=body.left_s,
             )
             result = await self._pipeline.run(work, watch)
-            return Response(result.files[0], 200, _headers(result, watch), result.media_type)
+            return Response(result.files[0], 200, _headers(result), result.media_type)
 
         return app
 
@@ -169,14 +165,14 @@ class Row:
 
     body: str
     connections: int
-    pairs: list[dict[str, dict[str, float]]]
+    pairs: list[dict[str, Answers]]
 
     def middle(self, mode: str, value: str) -> float:
-        return median(pair[mode][value] for pair in self.pairs)
+        return float(median(getattr(pair[mode], value) for pair in self.pairs))
 
     @property
     def ratios(self) -> list[float]:
-        return sorted(pair["tenant"]["p50_ms"] / pair["bare"]["p50_ms"] for pair in self.pairs)
+        return sorted(pair["tenant"].p50_ms / pair["bare"].p50_ms for pair in self.pairs)
 
     @property
     def ratio(self) -> float:
@@ -210,10 +206,14 @@ def bench_size(
     paths = {"bare": f"{PREFIX}/v1/tryon", "tenant": "/v1/tryon"}
     notes, rows = [], []
     for mode, path in paths.items():
-        write_request(cluster.url, key, path, bodies, "passthrough", folder / mode)
-        notes.append(f"{label} {mode}: {stages(cluster.url, folder / mode, path)}")
+        fields = {"expert": "top", "version": "passthrough"}
+        headers = {"Authorization": f"Bearer {key}"}
+        write_request(folder / mode, path, bodies, fields, headers)
+        timed = run_load(port, folder / mode, 1, 0.5).stages_ms
+        said = ", ".join(f"{name} {ms:.1f} ms" for name, ms in timed.items())
+        notes.append(f"{label} {mode}: {said}")
     for connections in CONNECTIONS:
-        pairs: list[dict[str, dict[str, float]]] = []
+        pairs: list[dict[str, Answers]] = []
         for mode in paths:
             run_load(port, folder / mode, connections, min(1.0, seconds))
         for index in range(NUM_PAIRS):
@@ -267,7 +267,7 @@ def main() -> None:
         key = make_key(cluster.url, cluster.api_key or "")
         deploy_bare()
         with tempfile.TemporaryDirectory() as folder:
-            for label in BODY_BYTES:
+            for label in BODIES:
                 err.print(f"{label} ...")
                 found = bench_size(cluster, key, port, label, arguments.seconds, Path(folder))
                 rows += found[0]
