@@ -12,6 +12,7 @@ from serve.imaging.copies import CopyCounter
 from serve.imaging.decode import DecodedImage, decode_image
 from serve.imaging.limits import ImageLimits
 from serve.imaging.mask import decode_mask
+from serve.imaging.spool import Encoded, read_encoded
 from serve.messages import SegmentReply, UInt8Array
 from serve.remembering import ProductCopy
 from serve.schemas.receipt import InputDigest
@@ -47,14 +48,14 @@ def recall_nothing(sha256: str) -> SegmentReply | None:
 
 
 def decode_person(
-    data: bytes,
+    file: Encoded,
     limits: ImageLimits,
     has_mask: bool,
     recall: Callable[[str], SegmentReply | None] = recall_nothing,
 ) -> tuple[DecodedImage, UInt8Array | None, SegmentReply | None]:
     """The person, with the copy for the segmenter or what is known of the file with that digest;
     neither where the caller brought a mask."""
-    image = decode_image(data, limits)
+    image = decode_image(read_encoded(file), limits)
     if has_mask:
         return image, None, None
     if (known := recall(image.sha256)) is not None:
@@ -76,13 +77,14 @@ def decode_product(
 
 
 def prepare_product(
-    data: bytes,
+    file: Encoded,
     limits: ImageLimits,
     product: Product,
     tenant_id: str,
     cache: ContentCache[ProductCopy],
 ) -> Made[ProductCopy]:
     """The product as the expert is given it, maybe from an earlier request."""
+    data = read_encoded(file)
 
     def make() -> ProductCopy:
         image, product_rgba = decode_product(data, limits, product)
@@ -101,13 +103,14 @@ def digest_of(image: DecodedImage) -> InputDigest:
 
 
 def decode_caller_mask(
-    data: bytes | None, convention: MaskConvention, limits: ImageLimits
+    file: Encoded | None, convention: MaskConvention, limits: ImageLimits
 ) -> tuple[UInt8Array | None, str | None]:
     """The caller's own mask and the hex digest of its file, if there is one.
 
     Raises:
         MaskRejected: empty, full, or a photograph.
     """
-    if data is None:
+    if file is None:
         return None, None
+    data = read_encoded(file)
     return decode_mask(data, convention, limits), hashlib.sha256(data).hexdigest()

@@ -20,6 +20,7 @@ from serve.catalog import Catalog, Choice
 from serve.errors import Cancelled, DeadlineExceeded, Sm4llError
 from serve.imaging.encode import MEDIA_TYPES
 from serve.imaging.limits import ImageLimits
+from serve.imaging.spool import SpooledFile
 from serve.inputs import Inputs
 from serve.messages import ExpertReply, ExpertRequest, Landmarks
 from serve.observing.tryons import TryOns
@@ -293,11 +294,13 @@ class Pipeline:
         self, work: TryOnWork, choice: Choice, watch: Stopwatch, trace: _Trace
     ) -> TryOnResult:
         """The person's bytes through the expert and back, for the gateway benchmark."""
-        nothing = np.zeros((1, 1), np.uint8)
+        nothing, data = np.zeros((1, 1), np.uint8), work.person
+        if isinstance(data, SpooledFile):
+            data = await self._in_thread(data.read)
         request = ExpertRequest(
             request_id=work.request_id,
             version=choice.bundle.version,
-            crop_hwc=np.frombuffer(work.person, np.uint8)[None, :, None],
+            crop_hwc=np.frombuffer(data, np.uint8)[None, :, None],
             region_hw=nothing,
             silhouette_hw=None,
             landmarks=Landmarks(),

@@ -29,6 +29,7 @@ from serve.imaging.region import (
     shrink_region,
     upscale_region,
 )
+from serve.imaging.spool import Encoded
 from serve.inputs import Inputs
 from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, UInt8Array
 from serve.observing.watch import Stopwatch
@@ -53,9 +54,9 @@ class TryOnWork:
     """What one request asks for."""
 
     options: TryOnOptions
-    person: bytes
-    product: bytes
-    mask: bytes | None
+    person: Encoded
+    product: Encoded
+    mask: Encoded | None
     request_id: str
     timeout_s: float
     share: Share = LOCAL_SHARE

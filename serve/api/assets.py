@@ -1,5 +1,6 @@
 """`/v1/assets`: pictures that are uploaded once and used by id, and their deletion."""
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from serve.api.responses import problems
 from serve.errors import InvalidRequest
 from serve.imaging.inspection import inspect_picture
 from serve.imaging.limits import ImageLimits
+from serve.imaging.spool import read_encoded
 from serve.schemas.assets import AssetCard, AssetDeletion, AssetPage, Kind, Subject
 from serve.store.tables import Asset, AssetKind
 from serve.tenancy.assets import AssetStore, check_uploads_kept
@@ -167,7 +169,8 @@ async def _read_upload(request: Request, max_bytes: int) -> tuple[bytes, str | N
                 remedy="send a form part named 'file', and 'subject' if you like",
             )
         named = parts.get("subject")
-        return parts["file"], None if named is None else named.decode("utf-8", "replace")
+        data = await asyncio.to_thread(read_encoded, parts["file"])
+        return data, named.decode("utf-8", "replace") if isinstance(named, bytes) else None
     if content_type.startswith(b"image/") or content_type == b"application/octet-stream":
         return await request.body(), None
     raise InvalidRequest(

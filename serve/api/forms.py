@@ -1,5 +1,6 @@
 """Reads a try-on request body, multipart or JSON, into options and what was sent as pictures."""
 
+import asyncio
 import base64
 import binascii
 import re
@@ -14,11 +15,15 @@ from starlette.requests import Request
 
 from serve.api.problems import invalid_fields
 from serve.errors import ImageTooLarge, InvalidImage, InvalidRequest
+from serve.imaging.spool import SPOOL_ABOVE_BYTES, Encoded, SpooledFile, read_encoded
 from serve.schemas.tryon import TryOnJson, TryOnOptions
 
 PICTURES = ("person", "product", "mask")
 MAX_TEXT_BYTES = 4096
 MAX_PARTS = 32
+PARSED_ON_LOOP_BYTES = 128 * 1024
+BASE64_PIECE = 2**20
+"""Characters; a multiple of four, so that each piece stands for whole bytes."""
 # Pictures as text hold one comma each and no bracket. 20 MiB of `[],[],...` would take seconds and
 # gigabytes to be refused.
 MAX_JSON_MARKS = 10_000
@@ -39,7 +44,7 @@ class PictureAsset:
     id: str
 
 
-Picture = bytes | PictureUrl | PictureAsset
+Picture = Encoded | PictureUrl | PictureAsset
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ async def read_tryon(
         fields = await read_multipart(request, boundary, max_image_bytes)
         return _from_fields(fields, models.form)
     if content_type == b"application/json":
-        return _from_json(await request.body(), max_image_bytes, models)
+        return await _read_json(request, max_image_bytes, models)
     raise InvalidRequest(
         f"content type {content_type.decode('latin-1') or 'missing'!r} is not read here",
         remedy="send multipart/form-data or application/json",
@@ -97,8 +102,10 @@ class _Parts:
         self._name = ""
         self._value = bytearray()
         self._data = bytearray()
+        self._spooled: SpooledFile | None = None
+        self._num_bytes = 0
         self._limit_bytes = MAX_TEXT_BYTES
-        self.fields: dict[str, bytes] = {}
+        self.fields: dict[str, Encoded] = {}
 
     def callbacks(self) -> Any:
         return {
@@ -112,7 +119,7 @@ class _Parts:
         }
 
     def _begin(self) -> None:
-        self._headers, self._data = {}, bytearray()
+        self._headers, self._data, self._spooled, self._num_bytes = {}, bytearray(), None, 0
         if len(self.fields) >= MAX_PARTS:
             raise InvalidRequest(f"more than {MAX_PARTS} form fields")
 
@@ -131,12 +138,21 @@ class _Parts:
         self._limit_bytes = self._max_image_bytes * 4 // 3 + 64 if is_picture else MAX_TEXT_BYTES
 
     def _extend(self, data: bytes, start: int, end: int) -> None:
-        if len(self._data) + end - start > self._limit_bytes:
+        self._num_bytes += end - start
+        if self._num_bytes > self._limit_bytes:
             raise ImageTooLarge(f"{self._name}: larger than {self._limit_bytes} bytes")
-        self._data += memoryview(data)[start:end]
+        piece = memoryview(data)[start:end]
+        if self._spooled is not None:
+            self._spooled.write(piece)
+            return
+        self._data += piece
+        if self._num_bytes > SPOOL_ABOVE_BYTES:
+            self._spooled = SpooledFile()
+            self._spooled.write(self._data)
+            self._data = bytearray()
 
     def _end(self) -> None:
-        self.fields[self._name] = bytes(self._data)
+        self.fields[self._name] = bytes(self._data) if self._spooled is None else self._spooled
 
 
 @lru_cache(maxsize=256)
@@ -152,8 +168,8 @@ async def read_multipart(
     boundary: bytes,
     max_image_bytes: int,
     pictures: tuple[str, ...] = PICTURES,
-) -> dict[str, bytes]:
-    """The parts by name; those that are no pictures are short.
+) -> dict[str, Encoded]:
+    """The parts by name; those that are no pictures are short, and in memory.
 
     Raises:
         InvalidRequest: the body is damaged or ends early, or a part is doubled or has no name.
@@ -180,11 +196,11 @@ async def read_multipart(
     return parts.fields
 
 
-def _from_fields(fields: dict[str, bytes], model: type[TryOnOptions]) -> TryOnForm:
+def _from_fields(fields: dict[str, Encoded], model: type[TryOnOptions]) -> TryOnForm:
     options = {
         name: value.decode("utf-8", "replace")
         for name, value in fields.items()
-        if name not in PICTURES and value != b""
+        if name not in PICTURES and isinstance(value, bytes) and value != b""
     }
     try:
         parsed = model.model_validate(options)
@@ -197,12 +213,20 @@ def _from_fields(fields: dict[str, bytes], model: type[TryOnOptions]) -> TryOnFo
     return TryOnForm(parsed, pictures["person"], pictures["product"], pictures.get("mask"))
 
 
-def _picture(name: str, value: bytes) -> Picture:
-    if not value:
+def _picture(name: str, value: Encoded) -> Picture:
+    start = value.read_at(0, 6) if isinstance(value, SpooledFile) else value[:6]
+    if not start:
         raise InvalidImage(f"{name}: the file is empty")
-    if value[:6].lower().startswith((b"data:", b"http:", b"https:", b"ast_")):
-        return read_reference(name, value.decode("utf-8", "replace"))
+    if start.lower().startswith((b"data:", b"http:", b"https:", b"ast_")):
+        return read_reference(name, read_encoded(value).decode("utf-8", "replace"))
     return value
+
+
+async def _read_json(request: Request, max_image_bytes: int, models: FormModels) -> TryOnForm:
+    body = b"".join([chunk async for chunk in request.stream()])  # request.body() would keep it
+    if len(body) <= PARSED_ON_LOOP_BYTES:
+        return _from_json(body, max_image_bytes, models)
+    return await asyncio.to_thread(_from_json, body, max_image_bytes, models)
 
 
 def _from_json(body: bytes, max_image_bytes: int, models: FormModels) -> TryOnForm:
@@ -223,7 +247,9 @@ def _from_json(body: bytes, max_image_bytes: int, models: FormModels) -> TryOnFo
     for name, data in zip(PICTURES, pictures, strict=True):
         if isinstance(data, bytes) and len(data) > max_image_bytes:
             raise ImageTooLarge(f"{name}: {len(data)} bytes; at most {max_image_bytes}")
-    return TryOnForm(parsed, *pictures)
+    # Without the pictures' text, which would be kept beside the pictures.
+    said = parsed.model_dump(exclude=set(PICTURES), exclude_unset=True)
+    return TryOnForm(models.form.model_validate(said), *pictures)
 
 
 def read_reference(name: str, reference: str) -> Picture:
@@ -250,7 +276,10 @@ def _data_uri(name: str, uri: str) -> bytes:
     if match is None or not match.group(3):
         raise InvalidRequest(f"{name}: a data URI must be base64", remedy="data:image/png;base64,…")
     try:
-        data = base64.b64decode(uri[match.end() :], validate=True)
+        # In pieces: each holds up every other thread, the event loop's too.
+        starts = range(match.end(), len(uri), BASE64_PIECE)
+        pieces = (uri[start : start + BASE64_PIECE] for start in starts)
+        data = b"".join([base64.b64decode(piece, validate=True) for piece in pieces])
     except (binascii.Error, ValueError) as exc:
         raise InvalidRequest(f"{name}: the data URI's base64 is damaged: {exc}") from exc
     if not data:

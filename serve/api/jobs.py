@@ -1,5 +1,6 @@
 """`/v1/jobs`: work that is accepted now and done later, however many processes die meanwhile."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
@@ -20,6 +21,7 @@ from serve.choosing import Chooser
 from serve.config import FetchConfig
 from serve.fetching.post import check_webhook_url
 from serve.imaging.limits import ImageLimits
+from serve.imaging.spool import Encoded
 from serve.jobs.quote import PredictUnits
 from serve.jobs.submission import Pictures, Submission
 from serve.observing.watch import Stopwatch
@@ -86,7 +88,9 @@ class JobDesk:
         body = await fetch_pictures(form, self._fetch, self._timeout_s, watch, load=load)
         sent = {"person": form.person, "product": form.product, "mask": form.mask}
         known = {name: one.id for name, one in sent.items() if isinstance(one, PictureAsset)}
-        return Pictures(body.person, body.product, body.mask, known)
+        person, product = await _read_apart(body.person), await _read_apart(body.product)
+        mask = None if body.mask is None else await _read_apart(body.mask)
+        return Pictures(person, product, mask, known)
 
     async def get(self, caller: Caller, job_id: str) -> JobCard:
         async with self.database.reading() as session:
@@ -117,6 +121,10 @@ class JobDesk:
         async with self.database.reading() as session:
             place = await find_place(session, job)
         return self._cards.describe(job, place)
+
+
+async def _read_apart(file: Encoded) -> bytes:
+    return file if isinstance(file, bytes) else await asyncio.to_thread(file.read)
 
 
 def open_job_desk(

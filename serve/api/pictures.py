@@ -9,6 +9,7 @@ from typing import Protocol
 
 from serve.api.forms import Picture, PictureAsset, PictureUrl, TryOnForm
 from serve.errors import DeadlineExceeded, FetchRefused, ImageTooLarge, NotFound
+from serve.imaging.spool import Encoded
 from serve.observing.watch import Stopwatch
 from serve.schemas.tryon import TryOnOptions
 
@@ -36,9 +37,9 @@ class TryOnBody:
     """One request's options and its encoded pictures."""
 
     options: TryOnOptions
-    person: bytes
-    product: bytes
-    mask: bytes | None
+    person: Encoded
+    product: Encoded
+    mask: Encoded | None
     left_s: float
     """Of the request's time."""
 
@@ -77,14 +78,14 @@ async def fetch_pictures(
             fetched = await _fetch_in_time(named, timeout_s)
         left_s -= now_s() - started_s
 
-    def bytes_of(name: str, picture: Picture) -> bytes:
-        return picture if isinstance(picture, bytes) else fetched[name]
+    def file_of(name: str, picture: Picture) -> Encoded:
+        return fetched[name] if isinstance(picture, PictureUrl | PictureAsset) else picture
 
     return TryOnBody(
         options=form.options,
-        person=bytes_of("person", form.person),
-        product=bytes_of("product", form.product),
-        mask=None if form.mask is None else bytes_of("mask", form.mask),
+        person=file_of("person", form.person),
+        product=file_of("product", form.product),
+        mask=None if form.mask is None else file_of("mask", form.mask),
         left_s=left_s,
     )
 

@@ -1,0 +1,41 @@
+"""A picture file as it was sent: small ones in memory, large ones on disk until they are needed.
+
+Twenty uploads of 20 MB are nothing in memory but those that are being decoded.
+"""
+
+import os
+from tempfile import TemporaryFile
+
+SPOOL_ABOVE_BYTES = 4 * 2**20
+"""Below, the file system would cost more than the memory is worth."""
+
+
+class SpooledFile:
+    """Bytes in a file without a name, which is gone with its last user, whatever happens."""
+
+    def __init__(self) -> None:
+        self._file = TemporaryFile(buffering=0)  # closes with this object
+        self.num_bytes = 0
+
+    def write(self, piece: bytes | bytearray | memoryview) -> None:
+        """Append; from one thread at a time."""
+        left = memoryview(piece)
+        while left:
+            left = left[self._file.write(left) :]
+        self.num_bytes += len(piece)
+
+    def read(self) -> bytes:
+        """All of it, from any thread."""
+        return self.read_at(0, self.num_bytes)
+
+    def read_at(self, start: int, num_bytes: int) -> bytes:
+        """As many, or what there is from `start` on; below 2 GiB one call reads them all."""
+        return os.pread(self._file.fileno(), num_bytes, start)
+
+
+Encoded = bytes | SpooledFile
+
+
+def read_encoded(encoded: Encoded) -> bytes:
+    """The file's bytes; reading a spooled one blocks for milliseconds."""
+    return encoded.read() if isinstance(encoded, SpooledFile) else encoded
