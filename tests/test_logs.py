@@ -6,7 +6,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,12 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace import TracerProvider
 from starlette.types import Message, Receive, Scope, Send
 
+from deployments.backends.base import OnStep
+from deployments.backends.noop import NoopBackend
+from deployments.expert import Painter
+from deployments.recipes import NoopConfig
 from serve.api.request_log import RequestLog
+from serve.messages import ExpertReply, ExpertRequest
 from serve.observing.logs import (
     REQUEST_LOGGER,
     ContextFilter,
@@ -30,6 +35,7 @@ from serve.observing.redaction import MAX_CHARS, Redactor
 from serve.settings import Settings, known_secrets
 from serve.tenancy.keys import mint_key
 from tests.pictures import encoded, photo
+from tests.scripted import make_request
 
 REDACTOR = Redactor()
 FORMATTER = JsonFormatter(REDACTOR)
@@ -55,7 +61,9 @@ SECRETS = [
     ("postgresql+asyncpg://sm4ll:hu/sh@db:5432/sm4ll", "hu"),
     ('{"password": "hush", "user": 1}', "hush"),
     ("api_key=hush&token=hush;", "hush"),
-    ("DETAIL: Key (subject)=(jane.doe@example.com) exists", "jane"),
+    ("mail of jane.doe@example.com came back", "jane"),
+    ("DETAIL:  Key (tenant_id, subject)=(acme, Jane (1)) already exists.", "Jane"),
+    ("DETAIL:  Failing row contains (7, Jane, null).", "Jane"),
     ("for jöhn@bücher.example and eye@1", "bücher"),
     (f"data:image/jpeg;base64,{base64.b64encode(JPEG).decode()}", "4AAQ"),
     (f"input_value='{base64.b64encode(JPEG).decode()[:30]}...'", "4AAQ"),
@@ -230,6 +238,18 @@ def test_request_is_one_line_without_its_path(heard: Heard, path: str, status: i
     assert all(other["tenant"] == "acme" for other in heard.lines)
 
 
+class TalkingBackend(NoopBackend):
+    def generate(self, batch: Sequence[ExpertRequest], on_step: OnStep) -> list[ExpertReply]:
+        logging.getLogger("serve.x").info("painting")
+        return super().generate(batch, on_step)
+
+
+def test_lines_of_a_pass_say_who_is_in_it(heard: Heard) -> None:
+    painter = Painter(TalkingBackend(NoopConfig(kind="noop")), "top@noop")
+    painter.generate([make_request("req_1"), make_request("req_2")], lambda *_: None)
+    assert [line["request_id"] for line in heard.lines] == ["req_1,req_2"]
+
+
 def test_prints_become_lines(heard: Heard) -> None:
     stream = LineLog(logging.getLogger("serve.console"), sys.stderr)
     print("Key:", mint_key().token, file=stream)
@@ -256,6 +276,7 @@ for name in ("ray.serve", "serve.jobs.runner", "deployments.expert"):
 for name in ("ray.data", "httpx2"):
     logging.getLogger(name).warning("told by %s", name)
     logging.getLogger(name).info("not told")
+logging.getLogger("serve.requests").error("not told: switched off")
 logging.getLogger("ray.serve").info("not told", extra={"serve_access_log": True})
 warnings.warn("told by warnings")
 """
@@ -263,7 +284,7 @@ warnings.warn("told by warnings")
 
 def test_every_logger_of_a_replica_writes_json_to_file_and_stderr(tmp_path: Path) -> None:
     """As Serve 2.60 sets a replica up, where it is told to write to stderr as well."""
-    environment = {"RAY_SERVE_LOG_TO_STDERR": "1", "PATH": "/usr/bin:/bin"}
+    environment = {"RAY_SERVE_LOG_TO_STDERR": "1", "SM4LL_LOG_REQUESTS": "false"}
     done = subprocess.run(
         [sys.executable, "-c", REPLICA, str(tmp_path)],
         cwd=Path(__file__).parents[1],

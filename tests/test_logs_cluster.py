@@ -141,7 +141,7 @@ def test_no_secret_no_picture_and_nobodys_name_is_in_any_log(session: Session, u
     }
     files = [path for path in logs_dir_of(up).rglob("*") if path.is_file()]
     texts: dict[object, bytes] = {file: file.read_bytes() for file in [*files, up.log_file]}
-    assert len(texts) > 10
+    assert any(OWN_ID.encode() in text for text in texts.values())
     wait_for(lambda: OWN_ID in repr(up.traces.spans))
     texts["spans"] = repr(up.traces.spans).encode()
     leaks = [

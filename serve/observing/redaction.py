@@ -66,6 +66,12 @@ RULES: tuple[Rule, ...] = (
         ),
         rf"\1{CUT}",
     ),
+    # PostgreSQL tells the values of the row that it refuses.
+    (
+        (")=(", "failing row contains"),
+        re.compile(r"(\)=\(|failing row contains \()[^\n]*\)", re.I),
+        rf"\1{CUT})",
+    ),
     (
         ("@",),
         re.compile(
