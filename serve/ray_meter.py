@@ -3,6 +3,7 @@
 Serve adds the labels application, deployment and replica in a replica of its own.
 """
 
+import logging
 import threading
 import time
 
@@ -11,6 +12,8 @@ from ray.util.metrics import Metric as RayMetric
 
 from serve.observing.meter import require_labels
 from serve.telemetry import METRICS, Kind
+
+logger = logging.getLogger("ray.serve")
 
 # The shortest interval at which Ray's processes report (Ray 2.60, stats.h).
 REPEAT_S = 1.0
@@ -26,21 +29,38 @@ class RayMeter:
     def __init__(self) -> None:
         self._made: dict[str, RayMetric] = {}
         self._making = threading.Lock()
+        self._complained: set[str] = set()
         self._gauges: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
         self._repeating: threading.Thread | None = None
 
     def add(self, name: str, value: float = 1.0, /, **labels: str) -> None:
         if value > 0:  # Ray refuses 0, which says nothing
-            self._find(name, "counter", labels).inc(value, labels)
+            try:
+                self._find(name, "counter", labels).inc(value, labels)
+            except Exception:
+                self._complain(name)
 
     def set(self, name: str, value: float, /, **labels: str) -> None:
-        self._find(name, "gauge", labels).set(value, labels)
+        try:
+            self._find(name, "gauge", labels).set(value, labels)
+        except Exception:
+            self._complain(name)
+            return
         self._gauges[name, frozenset(labels.items())] = value
         if self._repeating is None:
             self._start_repeating()
 
     def observe(self, name: str, value: float, /, **labels: str) -> None:
-        self._find(name, "histogram", labels).observe(value, labels)
+        try:
+            self._find(name, "histogram", labels).observe(value, labels)
+        except Exception:
+            self._complain(name)
+
+    def _complain(self, name: str) -> None:
+        """Once: nothing fails because it could not be measured."""
+        if name not in self._complained:
+            self._complained.add(name)
+            logger.exception("%s is not recorded", name)
 
     def _start_repeating(self) -> None:
         with self._making:
