@@ -31,6 +31,8 @@ class TenantLabels:
         self._counts: dict[str, int] = {}
         self._errors: dict[str, int] = {}
         self._total = 0
+        self._rarest: list[str] = []
+        self._floor = 0
 
     @property
     def num_named(self) -> int:
@@ -60,14 +62,25 @@ class TenantLabels:
             self._fade()
         counts, errors = self._counts, self._errors
         if tenant_id not in counts and len(counts) >= COUNTERS_PER_NAME * self._max_named:
-            rarest = min(counts, key=counts.__getitem__)
+            rarest = self._find_rarest()
             errors[tenant_id] = counts[tenant_id] = counts.pop(rarest)
             del errors[rarest]
         counts[tenant_id] = counts.get(tenant_id, 0) + 1
         return counts[tenant_id] - errors.setdefault(tenant_id, 0)
 
+    def _find_rarest(self) -> str:
+        """All that are equally rare are found at once: one by one each would take 10 us."""
+        while True:
+            while self._rarest:
+                tenant_id = self._rarest.pop()
+                if self._counts.get(tenant_id) == self._floor:
+                    return tenant_id
+            self._floor = min(self._counts.values())
+            self._rarest = [each for each, n in self._counts.items() if n == self._floor]
+
     def _fade(self) -> None:
         self._total //= 2
+        self._rarest.clear()
         for tenant_id, count in list(self._counts.items()):
             if count > 1:
                 self._counts[tenant_id], self._errors[tenant_id] = (
