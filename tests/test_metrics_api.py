@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
+from serve.imaging.proof import OutsideProof
 from serve.observing.meter import MemoryMeter
 from serve.observing.tryons import MIN_STAGE_S
 from serve.telemetry import STAGES
@@ -179,6 +180,23 @@ def test_a_tryon_that_fails_is_counted_by_why(http: TestClient, meter: CountingM
     assert http.post("/v1/tryon", data=NOOP, files=files).status_code == 422
     told = {"version": "top@noop", "way": "request", "code": "invalid_image"}
     assert meter.total("sm4ll_tryons_total", **told) == 1
+
+
+def test_an_answer_that_differs_outside_is_withheld_and_counted(
+    http: TestClient, meter: CountingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prove_nothing(*_: object) -> OutsideProof:
+        return OutsideProof(3, num_pixels_changed_inside=1, exact=False, sha256="0" * 64)
+
+    monkeypatch.setattr("serve.steps.prove_outside", prove_nothing)
+    response = http.post("/v1/tryon", data=NOOP, files=FILES)
+    assert (response.status_code, response.json()["code"]) == (500, "generation_failed")
+    by = {"expert": "top", "version": "top@noop"}
+    assert meter.total("sm4ll_outside_violations_total", **by) == 1
+    assert meter.total("sm4ll_tryons_total", **by, code="generation_failed") == 1
+    # A lossy format differs by itself: that is in the receipt, and no violation.
+    assert http.post("/v1/tryon", data={**NOOP, "format": "jpeg"}, files=FILES).status_code == 200
+    assert meter.total("sm4ll_outside_violations_total") == 1
 
 
 def test_an_attempt_at_a_job_is_a_tryon_in_another_way(
