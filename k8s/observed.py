@@ -1,4 +1,4 @@
-"""The files of observability for one family: rules, dashboards, the collector's configuration."""
+"""The files of observability for one family: rules, dashboards, what scrapes and collects."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ from serve.config import FamilyConfig
 
 HERE = Path(__file__).parent
 RULES = "observability/rules"
-COLLECTOR = "observability/otel-collector.yaml"
-"""Written by hand: no family changes it."""
+WRITTEN_BY_HAND = ("observability/otel-collector.yaml", "observability/prometheus.yaml")
+"""What no family changes."""
 DASHBOARDS = "dashboards/generated"
 HEADLINE = "Written by `sm4ll observability render`: change the family file, not this one."
 SLO_HEADLINE = """Source: The Site Reliability Workbook, chapter 5, "Alerting on SLOs", approach 6
@@ -46,7 +46,7 @@ def render_observability(family: FamilyConfig) -> dict[str, str]:
     files = {
         f"{RULES}/slo.yaml": write_rules(burn_groups(family), f"{HEADLINE}\n{SLO_HEADLINE}"),
         f"{RULES}/health.yaml": write_rules(health_groups(family), HEADLINE),
-        COLLECTOR: (HERE / COLLECTOR).read_text(encoding="utf-8"),
+        **{name: (HERE / name).read_text(encoding="utf-8") for name in WRITTEN_BY_HAND},
     }
     for dashboard in build_dashboards():
         text = json.dumps(dashboard.document(), indent=2, ensure_ascii=False)

@@ -22,7 +22,7 @@ def render(
     ],
     family: Family = None,
 ) -> None:
-    """Write Prometheus rules, Grafana dashboards and the collector's configuration.
+    """Write Prometheus rules, Grafana dashboards, and configurations of what scrapes and collects.
 
     Alerts follow the objectives (slo) of the family file; the dashboards are the same for all.
     Rules are for `rule_files` of Prometheus, dashboards for Grafana's import or provisioning.
