@@ -47,6 +47,7 @@ from serve.steps import (
 from serve.tally import tell_end
 from serve.tenancy.account import Charge, Quote
 
+COPIED_ON_LOOP_BYTES = 2**20
 T = TypeVar("T")
 
 
@@ -312,7 +313,9 @@ class Pipeline:
         async with self._charge(work, request, choice.bundle, watch) as charge:
             reply = trace.reply = await self._paint(request, work, watch, charge)
             receipt = passthrough_receipt(work, choice, reply, watch)
-            file = reply.images_nhwc.tobytes()
+            images = reply.images_nhwc
+            is_small = images.nbytes <= COPIED_ON_LOOP_BYTES
+            file = images.tobytes() if is_small else await self._in_thread(images.tobytes)
             gpu_ms = measure_gpu_ms(reply)
             media_type = "application/octet-stream"
             result = TryOnResult((file,), media_type, receipt, 0, 0, None, gpu_ms)

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.problems import MEDIA_TYPE, problem_response
 from serve.errors import Cancelled, InvalidRequest, Sm4llError
+from serve.imaging.spool import SpooledBody
 from serve.tenancy.caller import Caller
 from serve.tenancy.idempotency import Answer, FirstAnswers, Held, work_item_of
 
@@ -150,20 +151,20 @@ def _read_key(keys: list[str]) -> str:
     return key.decode("ascii")
 
 
-async def _read_body(receive: Receive) -> bytes:
+async def _read_body(receive: Receive) -> SpooledBody:
     """
     Raises:
         ImageTooLarge: from the body limit around this.
         Cancelled: the client left before it had sent all.
     """
-    pieces = []
+    body = SpooledBody()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Cancelled("the client left while it sent the request")
-        pieces.append(message.get("body", b""))
+        body.write(message.get("body", b""))
         if not message.get("more_body", False):
-            return b"".join(pieces)
+            return body
 
 
 async def _unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
@@ -186,15 +187,18 @@ async def _unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
                 await each
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
+def _replayed(body: SpooledBody, receive: Receive) -> Receive:
+    pieces, left_bytes = body.pieces(), body.num_bytes
     is_given = False
 
     async def receive_again() -> Message:
-        nonlocal is_given
+        nonlocal is_given, left_bytes
         if is_given:
             return await receive()
-        is_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        piece = next(pieces)
+        left_bytes -= len(piece)
+        is_given = left_bytes == 0
+        return {"type": "http.request", "body": piece, "more_body": not is_given}
 
     return receive_again
 
@@ -213,13 +217,13 @@ def _note_problem(scope: Scope, answer: Answer) -> None:
         scope["state"]["problem"] = str(json.loads(answer.body).get("code"))
 
 
-async def _hash_apart(scope: Scope, body: bytes) -> str:
-    if len(body) <= HASHED_ON_LOOP_BYTES:
+async def _hash_apart(scope: Scope, body: SpooledBody) -> str:
+    if body.num_bytes <= HASHED_ON_LOOP_BYTES:
         return hash_request(scope, body)
     return await asyncio.to_thread(hash_request, scope, body)
 
 
-def hash_request(scope: Scope, body: bytes) -> str:
+def hash_request(scope: Scope, body: SpooledBody) -> str:
     """Over method, path, query, content type and body.
 
     A multipart body counts by its parts: clients make up a new boundary for every try.
@@ -232,8 +236,12 @@ def hash_request(scope: Scope, body: bytes) -> str:
     for field in (*target, media_type, *(b"%s=%s" % each for each in sorted(parameters.items()))):
         _add(digest.update, field)
     parts = _hash_parts(boundary, body) if media_type == b"multipart/form-data" else None
-    for field in [body] if parts is None else parts:
+    for field in parts or ():
         _add(digest.update, field)
+    if parts is None:
+        digest.update(body.num_bytes.to_bytes(8, "big"))
+        for piece in body.pieces():
+            digest.update(piece)
     return digest.hexdigest()
 
 
@@ -242,7 +250,7 @@ def _add(update: Callable[[bytes], None], field: bytes) -> None:
     update(field)
 
 
-def _hash_parts(boundary: bytes, body: bytes) -> list[bytes] | None:
+def _hash_parts(boundary: bytes, body: SpooledBody) -> list[bytes] | None:
     """Headers and content of every part, hashed; None when it is not well-formed."""
     parts: list[bytes] = []
     digest = hashlib.sha256()
@@ -274,7 +282,8 @@ def _hash_parts(boundary: bytes, body: bytes) -> list[bytes] | None:
     }
     try:
         parser = MultipartParser(boundary, callbacks)
-        parser.write(body)
+        for piece in body.pieces():
+            parser.write(piece)
         parser.finalize()
     except MultipartParseError:
         return None

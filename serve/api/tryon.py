@@ -1,16 +1,15 @@
 """`POST /v1/tryon`: a person and a product go in, the person wearing the product comes out."""
 
-import base64
-import hashlib
 import secrets
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from serve.admission.ticket import Share
+from serve.api.answering import PiecewiseResponse, answer_json
 from serve.api.forms import read_tryon
 from serve.api.idempotency import note_reference
 from serve.api.identity import SECURITY, caller_of
@@ -23,7 +22,7 @@ from serve.errors import InvalidRequest
 from serve.imaging.limits import ImageLimits
 from serve.observing.logs import note_fields
 from serve.pipeline import Pipeline
-from serve.schemas.tryon import OutputImage, TryOnAnswer, TryOnJson, TryOnOptions
+from serve.schemas.tryon import TryOnAnswer, TryOnJson, TryOnOptions
 from serve.services import Services
 from serve.steps import TryOnResult, TryOnWork
 from serve.tally import tell_answer
@@ -92,23 +91,23 @@ def build_tryon_router(
             )
             result = await pipeline.run(work, watch)
         with watch.stage("answer"):
-            response = _respond(request, result, as_json, body.options.output)
+            response = await _respond(request, result, as_json, body.options.output)
         tell_answer(services.tryons, work, result, watch)
         return response
 
     return router
 
 
-def _respond(request: Request, result: TryOnResult, as_json: bool, output: str) -> Response:
+async def _respond(request: Request, result: TryOnResult, as_json: bool, output: str) -> Response:
     receipt = result.receipt
     pictures = (receipt.person, receipt.product, receipt.mask)
     note_reference(request, *(one.sha256 for one in pictures if one is not None))
     headers = _headers(result)
     if output == "layers":
-        return Response(result.layers, 200, headers, "application/zip")
+        return PiecewiseResponse(result.layers, 200, headers, "application/zip")
     if as_json:
-        return JSONResponse(_answer(result).model_dump(mode="json"), 200, headers)
-    return Response(result.files[0], 200, headers, result.media_type)
+        return await answer_json(result, headers)
+    return PiecewiseResponse(result.files[0], 200, headers, result.media_type)
 
 
 def _account(ledger: UsageLedger, caller: Caller, request: Request) -> Account:
@@ -167,20 +166,6 @@ def _headers(result: TryOnResult) -> dict[str, str]:
         "Sm4ll-Preview": str(receipt.preview).lower(),
         "Sm4ll-Outside-Max-Diff": str(receipt.outside.max_abs_diff),
     }
-
-
-def _answer(result: TryOnResult) -> TryOnAnswer:
-    outputs = tuple(
-        OutputImage(
-            media_type=result.media_type,
-            width=result.width,
-            height=result.height,
-            sha256=hashlib.sha256(file).hexdigest(),
-            data=f"data:{result.media_type};base64,{base64.b64encode(file).decode()}",
-        )
-        for file in result.files
-    )
-    return TryOnAnswer(id=result.receipt.id, outputs=outputs, receipt=result.receipt)
 
 
 def _request_body() -> dict[str, Any]:

@@ -4,10 +4,12 @@ Twenty uploads of 20 MB are nothing in memory but those that are being decoded.
 """
 
 import os
+from collections.abc import Iterator
 from tempfile import TemporaryFile
 
 SPOOL_ABOVE_BYTES = 4 * 2**20
 """Below, the file system would cost more than the memory is worth."""
+PIECE_BYTES = 256 * 1024
 
 
 class SpooledFile:
@@ -31,6 +33,34 @@ class SpooledFile:
     def read_at(self, start: int, num_bytes: int) -> bytes:
         """As many, or what there is from `start` on; below 2 GiB one call reads them all."""
         return os.pread(self._file.fileno(), num_bytes, start)
+
+
+class SpooledBody:
+    """What is written once and read from the start again: in memory while it is small."""
+
+    def __init__(self) -> None:
+        self._small = bytearray()
+        self._file: SpooledFile | None = None
+        self.num_bytes = 0
+
+    def write(self, piece: bytes) -> None:
+        self.num_bytes += len(piece)
+        if self._file is None and self.num_bytes > SPOOL_ABOVE_BYTES:
+            self._file = SpooledFile()
+            self._file.write(self._small)
+            self._small = bytearray()
+        if self._file is None:
+            self._small += piece
+        else:
+            self._file.write(piece)
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it, in order; at least one, maybe empty."""
+        for start in range(0, max(self.num_bytes, 1), PIECE_BYTES):
+            if self._file is None:
+                yield bytes(self._small[start : start + PIECE_BYTES])
+            else:
+                yield self._file.read_at(start, PIECE_BYTES)
 
 
 Encoded = bytes | SpooledFile
