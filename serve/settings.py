@@ -11,31 +11,9 @@ from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serve import __version__
+from serve.ray_flags import flags_for
 
 CONFIGS_DIR = Path(__file__).resolve().parents[1] / "configs"
-RAY_FLAGS: Mapping[str, str] = {
-    # The C data plane: 8.2 ms instead of 17-22 ms per two-hop request with a 110 KB body.
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    # Replicas answer HAProxy directly; control messages go by gRPC. The parts below that must
-    # not follow this switch are set back one by one.
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # An expert computes for seconds: on the replica's own loop that would stop health checks.
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    # gRPC carries what is small (see router.py); the default of 4 MiB would fail a large reply.
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
-    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "600",
-    # HAProxy would tell the local syslog of every request: its address, path and query, all of
-    # which may name people. Port 9 discards (RFC 863); the routers write lines of their own.
-    "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:9",
-    # Nobody balances load over a laptop: stopping need not wait 30 s for balancers to notice.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
-    "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.5",
-    # Ray's default of 10 s is for clusters of hundreds of nodes.
-    "RAY_metrics_report_interval_ms": "2000",
-    # Nobody reads Ray's usage report from a laptop, and it tries to leave the machine.
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-
 TRACING_FLAGS: Mapping[str, str] = {
     "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "serve.observing.exporting:span_processors",
     "OTEL_SERVICE_NAME": "sm4ll-serve",
@@ -165,7 +143,7 @@ def export_ray_flags() -> None:
 
     Comes before Ray is imported, which is when Ray reads them; its processes inherit them.
     """
-    for name, value in RAY_FLAGS.items():
+    for name, value in flags_for("laptop").items():
         os.environ.setdefault(name, value)
     for name in RAY_PORT_FLAGS:
         os.environ.setdefault(name, str(free_port()))

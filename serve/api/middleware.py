@@ -7,18 +7,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.problems import problem_response
+from serve.control_headers import is_control_header
 from serve.errors import ImageTooLarge, InvalidRequest
 from serve.observing.logs import note_fields
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-# A client could switch off timeouts or cancellation, or steer Serve's routing, with these
-# (ray/serve/_private/constants.py, 2.60).
-CONTROL_HEADERS = (
-    b"x-request-timeout-seconds",
-    b"x-request-disconnect-disabled",
-    b"serve_multiplexed_model_id",
-    b"x-session-id",
-)
 
 
 # What is sent to any other route is text, and is parsed as a whole: 80 MiB of `[],[],...` would
@@ -54,7 +47,7 @@ class RequestContext:
         scope["headers"] = [
             (name, value)
             for name, value in scope["headers"]
-            if name not in CONTROL_HEADERS and not name.startswith(b"x-serve-router-")
+            if not is_control_header(name)
         ]
         scope.setdefault("state", {})["request_id"] = request_id
         note_fields(request_id=request_id)
