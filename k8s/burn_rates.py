@@ -131,7 +131,7 @@ def _alerts(family: FamilyConfig) -> list[Alert]:
             "page",
             "{{ $labels.expert }}: the {{ $labels.slo }} budget burns"
             ' {{ $value | printf "%.1f" }} times too fast',
-            "Look at the dashboard sm4ll expert, with this expert: which codes, which stage, which "
+            "Look at the expert dashboard, with this one chosen: which codes, which stage, which "
             "version, since when. What began with a rollout: sm4ll rollouts abort ID; with an "
             "experiment: sm4ll experiments pause ID. Overloaded: raise max_replicas of the version "
             "or add nodes. At this pace the budget of the whole window is gone within days.",
@@ -143,7 +143,7 @@ def _alerts(family: FamilyConfig) -> list[Alert]:
             "{{ $labels.expert }}: the {{ $labels.slo }} budget burns"
             ' {{ $value | printf "%.1f" }} times as fast as it may, for a day or more',
             "Nothing is on fire; the objective will be missed if it stays so. Compare days on the "
-            "dashboard sm4ll expert; if it is load, plan capacity (sm4ll plan); if the objective "
+            "expert dashboard; if it is load, plan capacity (sm4ll plan); if the objective "
             "was never real, change slo in the family file and render again.",
         ),
     ]

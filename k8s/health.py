@@ -78,8 +78,8 @@ def _saturation(family: FamilyConfig) -> list[Alert]:
             "page",
             "{{ $labels.version }}: {{ $value }} requests wait in one router",
             f"From {family.router.max_waiting_per_version} on callers are refused (503 with "
-            "Retry-After). Raise max_replicas of the version or add nodes; the dashboard sm4ll "
-            "tenant says who asks so much.",
+            "Retry-After). Raise max_replicas of the version or add nodes; the tenant dashboard "
+            "says who asks so much.",
             lasting="2m",
         ),
         Alert(

@@ -1,17 +1,21 @@
 """Prometheus itself says that the rules are right: their syntax, and who is told when."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
+from typer.testing import CliRunner
 
-from deployments.bundle import load_family
 from k8s.burn_rates import PACES, burn_groups
 from k8s.health import health_groups
 from k8s.observed import HERE, render_observability
 from k8s.rules import Alert
+from serve.cli import app
 from serve.config import FamilyConfig
 from serve.errors import ConfigError, DeadlineExceeded, Overloaded, RateLimited
 from serve.objectives import FAILURES, check_objectives
@@ -50,13 +54,20 @@ def test_what_is_rendered_for_another_family_is_what_prometheus_reads(tmp_path: 
     assert done.stdout.count("rules found") == 2
 
 
-def test_committed_files_are_what_the_shipped_family_renders() -> None:
-    family, _ = load_family(CONFIGS_DIR / "family.yaml")
-    files = render_observability(family)
-    stale = [name for name, text in files.items() if (HERE / name).read_text() != text]
+def files_below(folder: Path) -> dict[str, str]:
+    found = {*folder.glob("observability/**/*.*"), *folder.glob("dashboards/generated/*.json")}
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in found}
+
+
+def test_committed_files_are_what_the_command_writes(tmp_path: Path) -> None:
+    family = str(CONFIGS_DIR / "family.yaml")
+    arguments = ["observability", "render", "--output", str(tmp_path), "--family", family]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    written, committed = files_below(tmp_path), files_below(HERE)
+    assert written.keys() == committed.keys()
+    stale = [name for name, text in written.items() if committed[name] != text]
     assert not stale, "run: sm4ll observability render --output k8s"
-    written = {*HERE.glob("observability/**/*.*"), *HERE.glob("dashboards/generated/*.json")}
-    assert {path.relative_to(HERE).as_posix() for path in written} == files.keys()
 
 
 def test_rules_ask_only_for_what_is_recorded() -> None:
@@ -76,6 +87,11 @@ def test_every_alert_says_what_is_wrong_and_what_helps() -> None:
     for alert in alerts:
         assert len(alert.summary) > 20, alert.name
         assert len(alert.runbook) > 60, alert.name
+        for first, second in re.findall(r"\bsm4ll ([a-z]+) ?([a-z]*)", alert.runbook):
+            command: Any = get_command(app)
+            assert first in command.commands, alert.runbook
+            below = getattr(command.commands[first], "commands", None)
+            assert below is None or second in below, alert.runbook
 
 
 def test_paces_are_those_of_the_workbook() -> None:

@@ -26,29 +26,34 @@ def tell(value: float, unit: PanelUnit) -> str:
     return _TELLERS[unit](value)
 
 
+def _short(value: float) -> str:
+    """Three digits that say something, never 1e+03."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+
+
 def _seconds(value: float) -> str:
     for limit, factor, suffix in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (120.0, 1.0, "s")):
         if abs(value) < limit:
-            return f"{value * factor:.3g} {suffix}" if value else "0 s"
-    return f"{value / 60:.3g} min" if abs(value) < 7200 else f"{value / 3600:.3g} h"
+            return f"{_short(value * factor)} {suffix}" if value else "0 s"
+    return f"{_short(value / 60)} min" if abs(value) < 7200 else f"{_short(value / 3600)} h"
 
 
 def _bytes(value: float) -> str:
     for factor, suffix in _BYTES:
         if abs(value) >= factor:
-            return f"{value / factor:.3g} {suffix}"
-    return f"{value:.3g} B"
+            return f"{_short(value / factor)} {suffix}"
+    return f"{_short(value)} B"
 
 
 def _share(value: float) -> str:
-    return f"{100 * value:.3g} %" if abs(value) < 10 else f"{100 * value:,.0f} %"
+    return f"{_short(100 * value)} %"
 
 
 def _count(value: float) -> str:
     for factor, suffix in _COUNTS:
         if abs(value) >= factor:
-            return f"{value / factor:.3g}{suffix}"
-    return f"{value:.3g}"
+            return f"{_short(value / factor)}{suffix}"
+    return f"{_short(value)}"
 
 
 def _usd(value: float) -> str:
@@ -98,7 +103,7 @@ def _number(panel: Panel, shown: Line, width: float, height: float) -> list[str]
         parts.append(f'<polygon points="{_points(corners)}" class="spark"/>')
     told = tell(shown.last, panel.unit)
     # A number that is cut says something else: long ones are smaller.
-    size = min(40.0, 1.75 * (width - 24) / max(4, len(told)))
+    size = min(40.0, 1.55 * (width - 24) / max(4, len(told)))
     style = f'style="font-size:{size:.0f}px" class="middle big {kind}"'
     return [*parts, f'<text x="{width / 2:.1f}" y="84" {style}>{escape(told)}</text>']
 
