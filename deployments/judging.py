@@ -17,6 +17,7 @@ from serve.config import JudgeConfig, WeightsConfig
 from serve.errors import GenerationFailed, Sm4llError
 from serve.messages import JudgedBy, JudgeReply, JudgeRequest
 from serve.observing.logs import write_json_logs
+from serve.observing.tracing import follow_callers
 
 
 class JudgeReplica:
@@ -31,6 +32,7 @@ class JudgeReplica:
         create: Callable[[JudgeModels, Path, WeightsConfig], tuple[Judge, ...]] = create_judges,
     ):
         write_json_logs()
+        follow_callers()
         self._judges = create(models, home, weights)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
         self._batched.set_max_batch_size(config.max_batch_size)

@@ -59,6 +59,18 @@ class Receiver:
             self.spans.extend(read_spans(body))
             self.changed.notify_all()
 
+    def find(self, is_it: Callable[[Span], object], timeout_s: float = 20.0) -> Span:
+        """The first that is, of any trace."""
+        found: list[Span] = []
+
+        def look() -> bool:
+            found.extend(span for span in self.spans if is_it(span))
+            return bool(found)
+
+        with self.changed:
+            assert self.changed.wait_for(look, timeout_s), f"no such span in {timeout_s:.0f} s"
+        return found[0]
+
     def wait_for(
         self, trace_id: str, is_there: Callable[[Sequence[Span]], object], timeout_s: float = 20.0
     ) -> list[Span]:

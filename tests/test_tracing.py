@@ -29,7 +29,8 @@ from serve.observing.tracing import (
 )
 from serve.observing.watch import Stopwatch
 from tests.scripted import ScriptedBackend, make_request
-from tests.test_exposed_requests import PICTURES, local_api
+from tests.test_exposed_requests import local_api
+from tests.test_witness import PICTURES
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -187,7 +188,7 @@ def test_an_attempt_is_linked_to_what_caused_it_and_not_below_it(trail: Trail) -
         pass
     (link,) = trail.only("attempt").links
     assert link.context.trace_id == 0x0AF7651916CD43DD8448EB211C80319C
-    assert trail.only("attempt").context.trace_id != link.context.trace_id  # type: ignore[union-attr]
+    assert trail.only("attempt").context.trace_id != link.context.trace_id
 
 
 def test_members_of_one_pass_keep_their_own_parents_and_all_see_its_steps(trail: Trail) -> None:
