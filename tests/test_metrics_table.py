@@ -1,6 +1,8 @@
 """What is measured is in the table, and what is in the table is measured by somebody."""
 
 import ast
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from serve.observing.meter import MemoryMeter, require_labels
 from serve.telemetry import METRICS, Metric
+from tests.expositions import write_exposition
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [
@@ -63,6 +66,24 @@ def test_a_name_says_kind_and_unit(name: str, metric: Metric) -> None:
     assert list(metric.buckets) == sorted(set(metric.buckets))
     # Serve's own, and what Prometheus keeps for itself.
     assert not {"application", "deployment", "replica", "le", "job", "instance"} & {*metric.labels}
+
+
+def test_promtool_finds_nothing_to_say_about_names_and_help() -> None:
+    binary = shutil.which("promtool")
+    if binary is None:
+        pytest.skip("no promtool on this machine (apt-get install prometheus)")
+    meter = MemoryMeter()
+    record = {"counter": meter.add, "gauge": meter.set, "histogram": meter.observe}
+    for name, metric in METRICS.items():
+        record[metric.kind](name, 1.0, **dict.fromkeys(metric.labels, "x"))
+    told = subprocess.run(
+        [binary, "check", "metrics"],
+        input=write_exposition(meter),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
 
 
 def test_what_is_recorded_with_other_labels_or_as_another_kind_is_refused() -> None:
