@@ -20,7 +20,7 @@ Rule = tuple[tuple[str, ...], "re.Pattern[str]", str]
 
 # Needles, in lower case, that a text must have one of for the pattern to be tried at all.
 RULES: tuple[Rule, ...] = (
-    (("data:",), re.compile(r"data:[\w.+-]*/?[\w.+-]*[;,][^\s\"'<>)]*", re.I), f"data:{CUT}"),
+    (("data:",), re.compile(r"data:[\w.+/-]{0,100}[;,][^\s\"'<>)]*", re.I), f"data:{CUT}"),
     # The beginnings of JPEG, PNG and WebP in base64, however short the rest is.
     (
         ("/9j/", "ivborw0kg", "uklgr"),
@@ -33,13 +33,13 @@ RULES: tuple[Rule, ...] = (
         re.compile(r"\bb(['\"])(?:(?!\1)[^\\]|\\.){8,}\1?", re.S),
         f"[bytes {CUT}]",
     ),
-    (("\\x",), re.compile(r"(?:\\+x[0-9a-fA-F]{2}[^\\]{0,8}){8,}"), f"[bytes {CUT}]"),
+    (("\\x",), re.compile(r"(?:\\{1,4}x[0-9a-fA-F]{2}[^\\]{0,8}){8,}"), f"[bytes {CUT}]"),
     # What comes after the host of a URL may be signed, and a name before it is somebody's. Paths
     # on this machine are told.
     (
         ("://",),
         re.compile(
-            r"([a-z][a-z0-9+.-]*://)(?:[^\s\"'<>]*@)?"
+            r"(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*://)(?:[^\s\"'<>]*@)?"
             r"((?:localhost|127\.0\.0\.1)(?::\d+)?/[^\s?#\"'<>)]*|[^\s/?#\"'<>@]*)[^\s\"'<>)]*",
             re.I,
         ),
@@ -152,7 +152,6 @@ def _has_run(text: str) -> bool:
 def _shorten(text: str) -> str:
     if len(text) <= MAX_CHARS:
         return text
-    kept = text[:MAX_CHARS]
     # Half of a secret is told from a word no more: what the cut goes through is left out.
-    whole = re.sub(r"\S*\Z", "", kept)
+    whole = text[: 1 + max(text.rfind(space, 0, MAX_CHARS) for space in " \t\n")]
     return f"{whole}[{len(text) - len(whole)} characters {CUT}]"
