@@ -32,6 +32,7 @@ SPANS: Mapping[str, str] = {
     "request": "one HTTP request in the router, named by method and route",
     "attempt": "one attempt at a job in a router; linked to the request that made the job",
     **STAGES,
+    "send": "write the answer to the connection; too late for `Server-Timing`, which it carries",
     "segmenter": "one picture in a segmenter replica, its wait for the batch included",
     "painter": "one request in an expert replica, its wait for the pass included",
 }

@@ -99,7 +99,7 @@ def test_a_tryon_is_one_tree_from_the_clients_span_to_each_step(up: Up, http: ht
     assert request.resource["service.name"] == "sm4ll-serve"
     assert answer.headers["traceresponse"].split("-")[1:3] == [request.trace_id, request.span_id]
     stages = [span for span in spans if span.parent_id == request.span_id]
-    assert {span.name for span in stages} == STAGES.keys() - {"fetch"}
+    assert {span.name for span in stages} == STAGES.keys() - {"fetch"} | {"send"}
     for name, stage, method in (
         ("segmenter", "segment", "Segmenter-classical segment"),
         ("painter", "expert", "Expert-top@noop generate"),
@@ -143,6 +143,8 @@ def test_stages_are_the_request_and_say_what_header_and_receipt_say(
         for span in spans:
             if span.parent_id == request.span_id:
                 stages_ms[span.name] = stages_ms.get(span.name, 0.0) + span.ms
+        covers.append(sum(stages_ms.values()) / request.ms)
+        del stages_ms["send"]  # what says how long the others took is in it
         found = re.findall(r"(\w+);dur=([\d.]+)", answer.headers["Server-Timing"])
         header = {name: float(ms) for name, ms in found if name != "total"}
         assert stages_ms == pytest.approx(header, abs=0.06)
@@ -150,7 +152,6 @@ def test_stages_are_the_request_and_say_what_header_and_receipt_say(
         assert {"decode", "queue", "expert", "paste", "prove"} <= timings.keys() - {"total"}
         for name in timings.keys() - {"total"}:
             assert stages_ms[name] == pytest.approx(timings[name], abs=0.005)
-        covers.append(sum(stages_ms.values()) / request.ms)
         if covers[-1] >= 0.95:
             return
     pytest.fail(f"stages cover {covers} of their requests")

@@ -256,6 +256,7 @@ def test_a_request_in_an_experiment_says_so_on_its_span(http: TestClient, trail:
     assert attributes["sm4ll.version"] == answer.headers["Sm4ll-Version"]
     assert attributes["sm4ll.tenant"] == "local"
     assert answer.headers["traceresponse"].split("-")[2] == f"{id_of(span):016x}"
+    assert parent_of(trail.only("send")) == id_of(span)
 
 
 def test_an_answer_of_an_unexpected_failure_has_its_timing_and_its_span_an_error(

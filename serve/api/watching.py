@@ -9,7 +9,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import Sm4llError
 from serve.observing.requests import Requests
-from serve.observing.tracing import FIRST_STATUS_OF_OURS, Recording
+from serve.observing.tracing import (
+    FIRST_STATUS_OF_OURS,
+    NOT_RECORDED,
+    Recording,
+    open_span,
+)
 from serve.observing.watch import Stopwatch
 from serve.tenancy.caller import Caller
 
@@ -54,14 +59,17 @@ class Watching:
                 num_body_bytes += len(message.get("body", b""))
                 return message
 
+            sending = NOT_RECORDED
+
             async def send_timed(message: Message) -> None:
-                nonlocal status
+                nonlocal status, sending
                 if message["type"] == "http.response.start":
                     status = message["status"]
                     headers = MutableHeaders(scope=message)
                     headers["Server-Timing"] = watch.server_timing()
                     if traceparent := span.traceparent:
                         headers[TRACERESPONSE] = traceparent
+                    sending = open_span("send", parent=span)
                 await send(message)
 
             try:
@@ -72,6 +80,7 @@ class Watching:
                 raise
             finally:
                 elapsed_s = time.perf_counter() - started_s
+                sending.end()
                 self._describe(span, scope, status)
                 self._requests.ended(
                     route=route_of(scope),

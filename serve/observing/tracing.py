@@ -107,15 +107,19 @@ def current_traceparent() -> str | None:
     return Recording(recording_span()).traceparent
 
 
-def open_span(name: str, attributes: Attributes | None = None) -> Recording:
-    """Below what runs now, but not what runs now itself: for what goes on in other threads.
+def open_span(
+    name: str, attributes: Attributes | None = None, *, parent: Recording | None = None
+) -> Recording:
+    """Below the parent, but not what runs now: for what goes on elsewhere. Who opens it ends it.
 
-    Whoever opens it ends it.
+    Args:
+        parent: what runs now, when absent.
     """
-    parent = recording_span()
-    if parent is None:
+    above = recording_span() if parent is None else parent.span
+    if above is None:
         return NOT_RECORDED
-    span = Recording(trace.get_tracer(TRACER).start_span(name))
+    tracer = trace.get_tracer(TRACER)
+    span = Recording(tracer.start_span(name, trace.set_span_in_context(above)))
     span.note(attributes or {})
     return span
 
