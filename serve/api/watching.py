@@ -8,7 +8,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import Sm4llError
-from serve.observing.requests import Requests
+from serve.observing.requests import METHODS, Requests
 from serve.observing.tracing import (
     FIRST_STATUS_OF_OURS,
     NOT_RECORDED,
@@ -21,6 +21,8 @@ from serve.tenancy.caller import Caller
 UNMATCHED = "unmatched"
 TRACERESPONSE = "traceresponse"
 """Where a recorded request is found: its trace and its span (W3C Trace Context, level 2 draft)."""
+OTHER_METHOD = "_OTHER"
+"""Strangers make up others (OpenTelemetry HTTP conventions)."""
 DOCUMENTS = frozenset(("/openapi.json", "/docs"))
 """Of FastAPI's own, which say nothing of their route."""
 
@@ -79,21 +81,21 @@ class Watching:
                 status, state["problem"] = 500, Sm4llError.code
                 raise
             finally:
-                elapsed_s = time.perf_counter() - started_s
                 sending.end()
                 self._describe(span, scope, status)
                 self._requests.ended(
                     route=route_of(scope),
                     method=scope["method"],
                     status=status,
-                    elapsed_s=elapsed_s,
+                    elapsed_s=time.perf_counter() - started_s,
                     num_body_bytes=num_body_bytes,
                     code=state.get("problem"),
                     tenant_id=_tenant_of(scope),
                 )
 
     def _describe(self, span: Recording, scope: Scope, status: int) -> None:
-        method, route, state = scope["method"], route_of(scope), scope["state"]
+        route, state = route_of(scope), scope["state"]
+        method = scope["method"] if scope["method"] in METHODS else OTHER_METHOD
         span.rename(f"{method} {route}")
         span.note(
             {
