@@ -20,6 +20,7 @@ from serve.errors import (
 from serve.jobs.run import JobOutcome, JobRun
 from serve.jobs.runner import Runner
 from serve.jobs.windows import Windows
+from serve.observing.meter import MemoryMeter
 from serve.policy import TenantPolicy
 from serve.store.claims import Claims
 from serve.store.engine import Database
@@ -77,6 +78,7 @@ class Shop:
     database: Database
     clock: FakeClock = field(default_factory=FakeClock)
     routers: Routers = field(default_factory=Routers)
+    meter: MemoryMeter = field(default_factory=MemoryMeter)
 
     def runner(
         self, sizes: dict[str, int] | None = None, in_all: int = 100, owner: str = "runner"
@@ -90,6 +92,7 @@ class Shop:
             owner=owner,
             lease=LEASE,
             now=self.clock,
+            meter=self.meter,
         )
 
     async def accept(

@@ -15,6 +15,7 @@ from serve.errors import FetchRefused, NotFound
 from serve.fetching.post import Poster, Reply
 from serve.jobs.deliveries import Deliverer, DeliveryPolicy
 from serve.jobs.webhook_signature import signed_headers
+from serve.observing.meter import MemoryMeter
 from serve.store.batch_tables import DeliveryState, WebhookDelivery, WebhookSecret
 from serve.store.engine import Database
 from serve.store.webhook_secrets import (
@@ -79,9 +80,12 @@ class Receivers(Poster):
 class Desk:
     database: Database
     clock: FakeClock = field(default_factory=FakeClock)
+    meter: MemoryMeter = field(default_factory=MemoryMeter)
 
     def deliverer(self, post: Poster, policy: DeliveryPolicy | None = None) -> Deliverer:
-        return Deliverer(self.database, post, policy, self.clock, spread=lambda: 0.0)
+        return Deliverer(
+            self.database, post, policy, self.clock, spread=lambda: 0.0, meter=self.meter
+        )
 
     async def put(self, url: str = URL, tenant_id: str = "acme") -> str:
         async with self.database.transaction() as session:
