@@ -1,5 +1,6 @@
 """What the engine loads, keeps and drops, shown on a tiny FLUX.2 klein with real classes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ from deployments.bundle import Bundle
 from deployments.recipes import Prompt
 from serve.config import ReplicaPlan
 from serve.errors import BundleInvalid
+from serve.observing.meter import MemoryMeter
 from tests.diffusion_requests import (
     counting,
     loaded,
@@ -52,24 +54,31 @@ def backend(home: Path) -> DiffusionBackend:
 
 
 def test_product_is_encoded_once_and_gives_the_same_bytes(backend: DiffusionBackend) -> None:
-    asked = request(product_hwc=product(99))
+    asked = request(product_hwc=product(99), product_hash="theirs-99")
     with counting(pipe_of(backend).vae.encoder) as calls:
-        first = picture(backend, asked)
+        (first,) = paint(backend, asked)
         assert len(calls) == 2  # person and product
-        again = picture(backend, asked)
+        (again,) = paint(backend, asked)
         assert len(calls) == 3  # the person alone
-    assert (again == first).all()
+        (nobodys,) = paint(backend, replace(asked, product_hash=""))
+        assert len(calls) == 5
+    assert [reply.product_cached for reply in (first, again, nobodys)] == [False, True, False]
+    assert (again.images_nhwc == first.images_nhwc).all()
+    assert (nobodys.images_nhwc == first.images_nhwc).all()
+    assert backend.forget({"theirs-99", "another"}) == 1
+    assert paint(backend, asked)[0].product_cached is False
 
 
 def test_products_beyond_the_budget_are_encoded_again(home: Path) -> None:
     backend = loaded(tiny_bundle(home))
-    assert backend._loaded is not None
-    backend._loaded.products._cache._max_bytes = 4000  # one product's latents are 2,304 bytes
+    backend.use_meter(meter := MemoryMeter())
+    backend._products._cache._kept._max_bytes = 4000  # one product's latents are 2,304 bytes
     with counting(pipe_of(backend).vae.encoder) as calls:
         for index in (0, 1, 0):
-            paint(backend, request(0, product_hwc=product(index)))
+            paint(backend, request(0, product_hwc=product(index), product_hash=str(index)))
     assert len(calls) == 6
-    assert 0 < backend._loaded.products.held_bytes <= 4000
+    assert meter.total("sm4ll_cache_requests_total", cache="encodings", outcome="miss") == 3
+    assert 0 < meter.gauges["sm4ll_cache_bytes", (("cache", "encodings"),)] <= 4000
 
 
 def test_dropped_text_encoders_give_their_memory_back(home: Path) -> None:
