@@ -7,8 +7,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from serve.catalog import Catalog, Choice
 from serve.errors import Cancelled, DeadlineExceeded, Sm4llError
 from serve.imaging.encode import MEDIA_TYPES
 from serve.imaging.limits import ImageLimits
+from serve.imaging.room import LARGE_PIXELS, PixelRoom
 from serve.imaging.spool import SpooledFile
 from serve.inputs import Inputs
 from serve.messages import ExpertReply, ExpertRequest, Landmarks
@@ -41,6 +42,7 @@ from serve.steps import (
     check_answers,
     check_reply,
     deliver,
+    drop_large,
     measure_gpu_ms,
     pack,
 )
@@ -120,6 +122,8 @@ class Pipeline:
         self._experts = experts
         self._gate = gate
         self._threads = threads
+        self._room = PixelRoom()
+        self._large = asyncio.Semaphore(1)
         self._unix_time_s = unix_time_s
 
     async def run(self, work: TryOnWork, watch: Stopwatch) -> TryOnResult:
@@ -191,19 +195,28 @@ class Pipeline:
         self, work: TryOnWork, choice: Choice, watch: Stopwatch, trace: _Trace
     ) -> TryOnResult:
         bundle = choice.bundle
-        prepared = trace.prepared = await self.prepare(work, bundle, watch)
-        inputs, region, crop = prepared.inputs, prepared.region, prepared.crop
-        async with self._charge(work, crop.request, bundle, watch) as charge:
+        prepared = await self.prepare(work, bundle, watch)
+        async with AsyncExitStack() as stack:
+            person = stack.enter_context(self._room.keeping(prepared.inputs.person))
+            prepared = trace.prepared = drop_large(prepared)
+            inputs, region = replace(prepared.inputs, person=person), prepared.region
+            crop = prepared.crop
+            charge = await stack.enter_async_context(
+                self._charge(work, crop.request, bundle, watch)
+            )
             reply = trace.reply = await self._paint(crop.request, work, watch, charge)
             check_reply(reply, crop.request)
             if work.progress is not None:
                 work.progress.on_painted(reply.images_nhwc)
-            answers = trace.answers = [
-                await self._in_thread(
-                    inputs.copies.during, deliver, work, bundle, inputs, crop, reply, index, watch
-                )
-                for index in range(work.options.num_images)
-            ]
+            is_large = person.width * person.height > LARGE_PIXELS
+            async with self._large if is_large else nullcontext():
+                answers = trace.answers = [
+                    await self._in_thread(
+                        *(inputs.copies.during, deliver, work, bundle, inputs, crop, reply),
+                        *(index, watch),
+                    )
+                    for index in range(work.options.num_images)
+                ]
             self._tryons.copied(inputs.copies.full_size(inputs.person.pixels.size))
             check_answers(answers)
             result = await self._result(work, choice, inputs, region, crop, reply, answers, watch)

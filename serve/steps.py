@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import cv2
@@ -29,6 +29,7 @@ from serve.imaging.region import (
     shrink_region,
     upscale_region,
 )
+from serve.imaging.room import drop_pixels, restore_pixels
 from serve.imaging.spool import Encoded
 from serve.inputs import Inputs
 from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, UInt8Array
@@ -241,6 +242,14 @@ def _bounds(region_box_hw: UInt8Array, plan: CropPlan) -> tuple[int, int, int, i
     return left, top, left + width, top + height
 
 
+def drop_large(prepared: Prepared) -> Prepared:
+    """What is still asked about when the expert paints, without what is as large as the picture."""
+    inputs = replace(prepared.inputs, person=drop_pixels(prepared.inputs.person), mask_hw=None)
+    shape = prepared.region.region_hw.shape
+    region = replace(prepared.region, region_hw=np.broadcast_to(np.uint8(0), shape))
+    return Prepared(inputs, region, prepared.crop)
+
+
 def check_reply(reply: ExpertReply, request: ExpertRequest) -> None:
     """Refuse what does not fit the crop before it reaches the picture.
 
@@ -273,6 +282,9 @@ def deliver(
 ) -> Answer:
     """Paste one picture back, encode it, and prove the file; see `check_answers`."""
     person = inputs.person
+    if not person.has_pixels:
+        with watch.stage("decode"):
+            person = restore_pixels(person, work.person)
     with watch.stage("paste"):
         pasted = paste_back(
             person,

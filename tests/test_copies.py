@@ -4,6 +4,7 @@ that says so is checked against what NumPy, and the whole process, really alloca
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from functools import cache
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,8 +19,10 @@ from serve.admission.lane import LaneLimits
 from serve.catalog import Catalog
 from serve.config import FamilyConfig
 from serve.imaging.copies import CopyCounter, note_copy
+from serve.imaging.decode import decode_image
 from serve.imaging.encode import encode_image
 from serve.imaging.limits import ImageLimits
+from serve.imaging.room import PixelRoom
 from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, SegmentRequest
 from serve.observing.meter import MemoryMeter
 from serve.observing.tryons import TryOns
@@ -142,3 +145,29 @@ def test_copies_of_parts_do_not_count() -> None:
     copies.during(note_copy, "paste", whole[:89])
     note_copy("paste", whole)  # of nobody's request
     assert copies.full_size(whole.size) == {"paste": 1}
+
+
+def test_a_picture_there_is_no_room_for_is_decoded_again_to_the_same_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    person = make_file("jpeg", SMALL, orientation=6)
+    kept = run(person, "exact", MemoryMeter())
+    monkeypatch.setattr("serve.pipeline.PixelRoom", lambda: PixelRoom(max_bytes=1000))
+    meter = MemoryMeter()
+    again = run(person, "exact", meter)
+    assert again.files == kept.files
+    assert meter.total("sm4ll_image_copies_total", kind="decode") == 2
+    assert (again.width, again.height) == (kept.width, kept.height)
+
+
+def test_room_is_given_back_however_the_work_ends() -> None:
+    image = decode_image(make_file("png", (64, 32)), ImageLimits())
+    room = PixelRoom(max_bytes=image.pixels.nbytes)
+    with suppress(ZeroDivisionError), room.keeping(image) as first:
+        assert first is image
+        with room.keeping(image) as second:
+            assert not second.has_pixels
+            assert second.pixels.shape == image.pixels.shape
+        raise ZeroDivisionError
+    with room.keeping(image) as third:
+        assert third.has_pixels

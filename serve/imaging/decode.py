@@ -50,6 +50,11 @@ class DecodedImage:
     """Channels of the file: RGB, RGBA, L, LA, P, CMYK, LAB."""
 
     @property
+    def has_pixels(self) -> bool:
+        """False where they were dropped, to be decoded again when they are needed."""
+        return any(self.pixels.strides)
+
+    @property
     def height(self) -> int:
         return int(self.pixels.shape[0])
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from serve.difference import LabArray, ciede2000
 
@@ -45,6 +44,8 @@ def compare_palettes(product: LabArray, painted: LabArray) -> float:
     of a product and beside it skin and shadow are painted too. A scene's exposure moves all colours
     of a thing on one ray; what is left of it is shading, which mostly differs in lightness.
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import, and few requests ask
+
     lit = np.median(product[:, 0] + 16) / np.median(painted[:, 0] + 16)
     gain = np.clip(lit, *_EXPOSURE)
     exposed = painted * gain + np.array((16 * (gain - 1), 0, 0), np.float32)

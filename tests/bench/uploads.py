@@ -176,7 +176,7 @@ def main() -> None:
             print(
                 f"{version:12} {'with a key' if headers else '':10} {dict(got.statuses)}"
                 f" peak {got.peak_bytes / 1e6:.0f} MB (before {got.base_bytes / 1e6:.0f})"
-                f" in {got.took_s:.1f} s; loop late: p50 {late[0]}, p99 {late[1]}, most {late[2]} ms"
+                f" in {got.took_s:.1f} s; loop late p50 {late[0]}, p99 {late[1]}, max {late[2]} ms"
             )
 
 
