@@ -1,9 +1,11 @@
 """What a person reads when the family does not start."""
 
 import traceback
+from pathlib import Path
 
 from serve.errors import BundleInvalid
 from serve.served import shorten_traceback
+from serve.settings import Settings, forget_metrics, metrics_file
 
 
 def test_failed_start_says_what_was_raised_and_what_helps() -> None:
@@ -21,3 +23,14 @@ def test_failed_start_says_what_was_raised_and_what_helps() -> None:
 
 def test_text_without_a_traceback_stays_as_it_is() -> None:
     assert shorten_traceback("no GPU\n  in the cluster") == "no GPU\n  in the cluster"
+
+
+def test_address_of_metrics_is_taken_back_by_whoever_wrote_it(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    file = metrics_file(settings)
+    file.write_text("http://127.0.0.1:2/metrics\n")
+    forget_metrics(settings, "http://127.0.0.1:1/metrics")
+    assert file.exists()  # another cluster has started on that data since
+    forget_metrics(settings, "http://127.0.0.1:2/metrics")
+    assert not file.exists()
+    forget_metrics(settings, "http://127.0.0.1:2/metrics")

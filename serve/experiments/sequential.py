@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaln, log_ndtr, ndtr, ndtri, stdtr, stdtrit, xlogy
 
+from serve.experiments import special
 from serve.experiments.solving import find_root
 
 Floats = NDArray[np.float64]
@@ -94,17 +94,17 @@ def find_t(num_units: Number, freedom: Number, alpha: float) -> Floats:
     target = 0.5 * np.log1p(mix) - math.log(2 * alpha)
     u = np.sqrt(2 * np.maximum(target, 0.0))
     for _ in range(8):
-        u = np.sqrt(2 * np.maximum(target - log_ndtr(u), 0.0))
+        u = np.sqrt(2 * np.maximum(target - special.log_ndtr(u), 0.0))
     z = np.minimum(u * np.sqrt((1 + mix) / mix), MAX_Z)
-    return np.asarray(-stdtrit(freedom, ndtr(-z)), dtype=np.float64)
+    return np.asarray(-special.stdtrit(freedom, special.ndtr(-z)), dtype=np.float64)
 
 
 def find_p(t: Number, num_units: Number, freedom: Number) -> Floats:
     """Two-sided p-value of an estimate that is `t` standard errors from 0, valid at every look."""
     mix = _mix(num_units)
-    z = np.minimum(-ndtri(np.maximum(stdtr(freedom, -np.abs(t)), 1e-300)), MAX_Z)
+    z = np.minimum(-special.ndtri(np.maximum(special.stdtr(freedom, -np.abs(t)), 1e-300)), MAX_Z)
     u = z * np.sqrt(mix / (1 + mix))
-    log_e = math.log(2) - 0.5 * np.log1p(mix) + u**2 / 2 + log_ndtr(u)
+    log_e = math.log(2) - 0.5 * np.log1p(mix) + u**2 / 2 + special.log_ndtr(u)
     return np.asarray(np.minimum(1.0, 2 * np.exp(-log_e)), dtype=np.float64)
 
 
@@ -126,7 +126,8 @@ def log_marginal(num_hits: Number, num_units: Number) -> Floats:
     hits = np.asarray(num_hits, dtype=np.float64)
     misses = np.asarray(num_units, dtype=np.float64) - hits
     parts = [
-        math.log(weight) + betaln(a + hits, b + misses) - betaln(a, b) for a, b, weight in RATES
+        math.log(weight) + special.betaln(a + hits, b + misses) - special.betaln(a, b)
+        for a, b, weight in RATES
     ]
     parts.append(np.where(hits == 0, math.log(NEVER), -np.inf))
     stacked = np.stack(np.broadcast_arrays(*parts))
@@ -258,13 +259,13 @@ def bound_paired_shares(worse: int, better: int, num_units: int, alpha: float) -
 
     low = find_root(excess, -1.0, best) if excess(-1.0) > 0 else -1.0
     high = find_root(excess, 1.0, best) if excess(1.0) > 0 else 1.0
-    log_e = float(betaln(0.5 + worse, 0.5 + better) - betaln(0.5, 0.5))
+    log_e = float(special.betaln(0.5 + worse, 0.5 + better) - special.betaln(0.5, 0.5))
     log_e += (worse + better) * math.log(2)
     return Bounds(low, high, low, high, min(1.0, math.exp(-log_e)) if log_e > 0 else 1.0)
 
 
 def _log_likelihood(hits: Any, units: Any, rate: Any) -> Any:
-    return xlogy(hits, rate) + xlogy(units - hits, 1 - rate)
+    return special.xlogy(hits, rate) + special.xlogy(units - hits, 1 - rate)
 
 
 def _log_profile(control: tuple[int, int], challenger: tuple[int, int], difference: float) -> float:
@@ -298,7 +299,7 @@ def _log_paired_profile(worse: int, better: int, num_units: int, difference: flo
 
     rate = find_root(slope, max(0.0, -difference), (1 - difference) / 2)
     rates = (max(0.0, rate + difference), rate, max(0.0, 1 - 2 * rate - difference))
-    return float(sum(xlogy((worse, better, neither), rates)))
+    return float(sum(special.xlogy((worse, better, neither), rates)))
 
 
 def _part(count: int, rate: float) -> float:

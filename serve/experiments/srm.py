@@ -8,8 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from scipy.special import chdtrc, gammaln, xlogy
-
+from serve.experiments import special
 from serve.experiments.allocation import Allocation
 from serve.store.exposures import Seen
 
@@ -93,7 +92,7 @@ def check_split(
         e_value = max(e_value, _mixture(counts, split) / (index * (index + 1)))
     return SplitCheck(
         chi2=min(chi2, LARGEST),
-        p_value=float(chdtrc(freedom, chi2)) if freedom else 1.0,
+        p_value=float(special.chdtrc(freedom, chi2)) if freedom else 1.0,
         e_value=e_value,
         expected=expected,
         found=found,
@@ -114,7 +113,7 @@ def _chi_square(counts: Mapping[str, int], split: Mapping[str, float], total: in
 def _mixture(counts: Mapping[str, int], split: Mapping[str, float]) -> float:
     """How much likelier the counts are under splits around the expected one than under it."""
     total = sum(counts.values())
-    log_e = float(gammaln(CONCENTRATION) - gammaln(CONCENTRATION + total))
+    log_e = float(special.gammaln(CONCENTRATION) - special.gammaln(CONCENTRATION + total))
     for arm, share in split.items():
         count = counts.get(arm, 0)
         if not share:
@@ -122,5 +121,7 @@ def _mixture(counts: Mapping[str, int], split: Mapping[str, float]) -> float:
                 return LARGEST
             continue
         prior = CONCENTRATION * share
-        log_e += float(gammaln(prior + count) - gammaln(prior) - xlogy(count, share))
+        log_e += float(
+            special.gammaln(prior + count) - special.gammaln(prior) - special.xlogy(count, share)
+        )
     return min(math.exp(min(log_e, 690.0)), LARGEST)
