@@ -96,7 +96,7 @@ def serving(
     gate = build_gate(catalog.family, {bundle.version: bundle for bundle in catalog})
     pipeline = Pipeline(
         catalog=catalog,
-        segment=built.pipeline._segment,
+        segment=built.pipeline._preparer._segment,
         experts=experts,
         gate=gate,
         threads=ThreadPoolExecutor(2),
