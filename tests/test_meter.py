@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from ray.serve import metrics
 
 from serve.observing.meter import MemoryMeter, Meter, NoMeter
 from serve.ray_meter import RayMeter
@@ -42,3 +43,27 @@ def test_a_memory_meter_adds_up_by_the_labels_that_are_asked_for() -> None:
     assert meter.total("sm4ll_refusals_total", code="overloaded") == 6
     assert meter.total("sm4ll_refusals_total", route="/v1/tryon", code="overloaded") == 2
     assert meter.total("sm4ll_webhooks_total") == 0
+
+
+def test_ray_is_told_sums_and_every_observation(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, float, dict[str, str]]] = []
+    for kind, verb in ((metrics.Counter, "inc"), (metrics.Histogram, "observe")):
+        monkeypatch.setattr(
+            kind, verb, lambda self, value, tags: told.append((self._name, value, tags))
+        )
+    monkeypatch.setattr(RayMeter, "_start_telling", lambda self: None)
+    meter = RayMeter()
+    for code in ("overloaded", "overloaded", "rate_limited"):
+        meter.add("sm4ll_refusals_total", route="/v1/tryon", code=code)
+        meter.observe("sm4ll_pass_duration_seconds", 0.5, version="top@1")
+    assert not told
+    meter.flush()
+    route = {"route": "/v1/tryon"}
+    once = ("sm4ll_pass_duration_seconds", 0.5, {"version": "top@1"})
+    sums = [
+        ("sm4ll_refusals_total", 2.0, {**route, "code": "overloaded"}),
+        ("sm4ll_refusals_total", 1.0, {**route, "code": "rate_limited"}),
+    ]
+    assert told == [*sums, once, once, once]
+    meter.flush()
+    assert len(told) == 5
