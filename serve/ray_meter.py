@@ -28,7 +28,7 @@ Series = tuple[str, tuple[tuple[str, str], ...]]
 class RayMeter:
     """A `Meter`; one for each process. Ray is told by a thread, once a second.
 
-    A record takes Ray about 15 us in a busy replica, of which a request makes a dozen: what is added up
+    A record takes Ray about 15 us in a busy replica, and a request makes a dozen: what is added up
     here first is one, and the rest holds up no event loop.
 
     Ray reports a gauge once for each time it is set, and forgets it two reports later: what is

@@ -15,6 +15,9 @@ from tests.bench.gateway_servers import Running
 SECONDS = 10
 CONNECTIONS = 8
 RATE_HZ = 200
+# Where the kernel says nothing of threads that wait, py-spy takes them for busy: the picture is of
+# who holds the interpreter's lock, the text of every thread.
+KINDS = (("flamegraph", "svg", "--gil"), ("raw", "txt", "--threads"))
 ROUTER = "ServeReplica:sm4ll:Router"
 err = Console(stderr=True)
 
@@ -32,12 +35,12 @@ def profile_router(running: Running, bodies: Bodies, folder: Path, artefacts: Pa
         arguments = (running.port, file, CONNECTIONS, SECONDS * 2 + 4.0)
         load = threading.Thread(target=run_load, args=arguments)
         load.start()
-        for kind, name in (("flamegraph", "svg"), ("raw", "txt")):
+        for kind, name, threads in KINDS:
             output = artefacts / f"router-{mode.name}.{name}"
             command = [
                 *(spy, "record", "--pid", str(router.pid), "--output", str(output)),
                 *("--format", kind, "--rate", str(RATE_HZ), "--duration", str(SECONDS)),
-                *("--threads", "--nonblocking"),
+                *(threads, "--nonblocking"),
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:

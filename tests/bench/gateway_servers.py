@@ -173,7 +173,9 @@ def _ray(flags: Mapping[str, str], kind: str) -> Callable[[Path, Path], Iterator
 def _haproxy_ports() -> dict[str, str]:
     names = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT")
     ports = {f"RAY_SERVE_{name}": str(free_port()) for name in names}
-    return {**ports, "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port())}
+    ports["RAY_SERVE_FALLBACK_PROXY_GRPC_PORT"] = str(free_port())
+    socket_path = f"/tmp/haproxy-serve/bench-{os.getpid()}.sock"
+    return {**ports, "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": socket_path}
 
 
 def _wait_for_route(port: int) -> None:
@@ -217,9 +219,7 @@ def started_family(
         *(sys.executable, "-m", "serve.cli", "up", "--port", str(port)),
         *("--family", str(family), "--data", str(data)),
     ]
-    # What is recorded is on the metrics page within a second, not ten.
-    env = {"RAY_metrics_report_interval_ms": "1000", **(env or {})}
-    with started(command, port, "/readyz", folder, env) as process:
+    with started(command, port, "/readyz", folder, env or {}) as process:
         metrics = data / "local.metrics"
         metrics_url = metrics.read_text().strip() if metrics.is_file() else None
         yield Running(process, port, (), metrics_url)

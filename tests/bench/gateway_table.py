@@ -117,15 +117,19 @@ def write_report(findings: Findings, seconds: float) -> str:
         " `/v1/tryon` with key, quota, experiment and ledger on, imaging passed through or all of"
         " it. One server at a time, the same multipart bodies, closed loop."
     )
+    sections = {
+        "p50, ms:": _grid(findings, lambda cell: _number(cell.p50_ms)),
+        "p99, ms:": _grid(findings, lambda cell: _number(cell.p99_ms)),
+        "Requests a second:": _grid(findings, lambda cell: _number(cell.per_s)),
+        "Targets:": _targets(judge(findings), findings),
+        "What is left, stage by stage (`Server-Timing`, median ms):": _stages(findings),
+        "CPU time of one request, ms, by process:": _processors(findings),
+        "The router's event loop, late by more than 5 ms:": _lags(findings),
+    }
     parts = [head, *_missing(findings)]
-    parts += ["p50, ms:", *_grid(findings, lambda cell: _number(cell.p50_ms))]
-    parts += ["p99, ms:", *_grid(findings, lambda cell: _number(cell.p99_ms))]
-    parts += ["Requests a second:", *_grid(findings, lambda cell: _number(cell.per_s))]
-    parts += ["Targets:", *_targets(judge(findings), findings)]
-    parts += ["What is left, stage by stage (`Server-Timing`, median ms):", *_stages(findings)]
-    parts += ["CPU time of one request, ms, by process:", *_processors(findings)]
-    parts += ["The router's event loop, late by more than 5 ms:", *_lags(findings)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    for title, section in sections.items():
+        parts += [title, *section] if section else []
+    return "\n\n".join(parts) + "\n"
 
 
 def _missing(findings: Findings) -> list[str]:
@@ -206,6 +210,6 @@ def _lags(findings: Findings) -> list[str]:
         late = f"{cell.lag.num_late} of {cell.lag.num_samples}"
         verdict = "" if cell.lag.num_late == 0 else "**late**"
         rows.append([cell.body, str(cell.connections), cell.mode, late, f"<= {worst}", verdict])
-    if not rows:
-        return ["Not measured: the router's metrics were not there."]
-    return [_table(["body", "connections", "mode", "late timers", "worst", ""], rows)]
+    return (
+        [_table(["body", "connections", "mode", "late timers", "worst", ""], rows)] if rows else []
+    )
