@@ -50,6 +50,8 @@ from serve.tally import tell_end
 from serve.tenancy.account import Charge, Quote
 
 COPIED_ON_LOOP_BYTES = 2**20
+HEAVY_AT_ONCE = 2
+"""Of files that wait on disk, so many are decoded and waiting for the segmenter."""
 T = TypeVar("T")
 
 
@@ -124,6 +126,7 @@ class Pipeline:
         self._threads = threads
         self._room = PixelRoom()
         self._large = asyncio.Semaphore(1)
+        self._heavy = asyncio.Semaphore(HEAVY_AT_ONCE)
         self._unix_time_s = unix_time_s
 
     async def run(self, work: TryOnWork, watch: Stopwatch) -> TryOnResult:
@@ -195,7 +198,10 @@ class Pipeline:
         self, work: TryOnWork, choice: Choice, watch: Stopwatch, trace: _Trace
     ) -> TryOnResult:
         bundle = choice.bundle
-        prepared = await self.prepare(work, bundle, watch)
+        # Or all large pictures that are here would be decoded before the first is cut to its crop.
+        is_heavy = isinstance(work.person, SpooledFile)
+        async with self._heavy if is_heavy else nullcontext():
+            prepared = await self.prepare(work, bundle, watch)
         async with AsyncExitStack() as stack:
             person = stack.enter_context(self._room.keeping(prepared.inputs.person))
             prepared = trace.prepared = drop_large(prepared)

@@ -26,6 +26,7 @@ from serve.experiments.versions import Wish
 from serve.fetching.fetch import Fetcher
 from serve.fleet import FleetWatch
 from serve.imaging.limits import ImageLimits
+from serve.imaging.room import return_large_arrays
 from serve.jobs.run import JobOutcome, JobRun
 from serve.jobs.work import JobWork
 from serve.messages import SegmentReply, SegmentRequest
@@ -79,6 +80,7 @@ class Router:
         self._fetch = Fetcher(config.fetch, self._limits.max_bytes)
         self._segmenters = {masker: Transports(handle) for masker, handle in segmenters.items()}
         self._experts = {version: Transports(handle) for version, handle in experts.items()}
+        return_large_arrays()
         self._threads = ThreadPoolExecutor(config.num_imaging_threads, thread_name_prefix="imaging")
         self._logger = logging.getLogger("ray.serve")
         tolerate_any()

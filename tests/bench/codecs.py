@@ -12,10 +12,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-SIZES = {"0.35 MP": (592, 592), "2 MP": (1632, 1225), "12 MP": (4000, 3000)}
+SIZES = {
+    "0.5 MP": (816, 612),
+    "3 MP": (2000, 1500),
+    "12 MP": (4000, 3000),
+    "24 MP": (6000, 4000),
+}
+COPY_SIDE_PX = 1024
 JPEG_444 = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111]
 Pixels = NDArray[np.uint8]
 
@@ -85,7 +92,9 @@ def encoders(rgb: Pixels) -> Iterator[tuple[str, Callable[[], bytes]]]:
     )
     yield "webp cv2 lossless", lambda: encode_cv2(".webp", rgb, [cv2.IMWRITE_WEBP_QUALITY, 101])
     yield "jpeg Pillow 95 4:4:4", lambda: save(image, "JPEG", quality=95, subsampling=0)
-    yield "jpeg cv2 95 4:4:4", lambda: encode_cv2(".jpg", rgb, JPEG_444)
+    yield "jpeg cv2 95 4:4:4 (chosen)", lambda: encode_cv2(".jpg", rgb, JPEG_444)
+    # Below 96 its quick DCT cannot be switched off: larger files and more error.
+    yield "jpeg simplejpeg 95 4:4:4", lambda: simplejpeg.encode_jpeg(rgb, 95, "RGB", "444")
 
 
 def decoders(rgb: Pixels) -> Iterator[tuple[str, Callable[[], Pixels]]]:
@@ -97,12 +106,49 @@ def decoders(rgb: Pixels) -> Iterator[tuple[str, Callable[[], Pixels]]]:
     }
     for name, data in files.items():
         yield f"{name:4} Pillow", lambda data=data: np.asarray(Image.open(io.BytesIO(data)))
-        yield f"{name:4} cv2", lambda data=data: decode_cv2(data)
+        yield f"{name:4} cv2, then RGB", lambda data=data: decode_cv2(data)
+        yield f"{name:4} cv2 as RGB", lambda data=data: decode_cv2_rgb(data)
+    jpeg = files["jpeg"]
+    yield "jpeg simplejpeg (chosen)", lambda: simplejpeg.decode_jpeg(jpeg, "RGB")
+    yield (
+        "jpeg copy: whole, area means (chosen)",
+        lambda: shrink(simplejpeg.decode_jpeg(jpeg, "RGB")),
+    )
+    yield "jpeg copy: scaled DCT, area means", lambda: decode_copy(jpeg, rgb.shape)
 
 
 def decode_cv2(data: bytes) -> Pixels:
     bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def decode_cv2_rgb(data: bytes) -> Pixels:
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+
+
+def shrink(rgb: Pixels) -> Pixels:
+    """As `serve.imaging.colour.to_srgb` makes the segmenter's copy."""
+    factor = min(1.0, COPY_SIDE_PX / max(rgb.shape))
+    size = round(rgb.shape[1] * factor), round(rgb.shape[0] * factor)
+    return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+
+
+def decode_copy(jpeg: bytes, shape: tuple[int, ...]) -> Pixels:
+    """The same size by decoding at 1/2, 1/4 or 1/8 first."""
+    factor = min(1.0, COPY_SIDE_PX / max(shape))
+    least = {"min_height": round(shape[0] * factor), "min_width": round(shape[1] * factor)}
+    size = least["min_width"], least["min_height"]
+    scaled = simplejpeg.decode_jpeg(jpeg, "RGB", min_factor=1, **least)
+    return cv2.resize(scaled, size, interpolation=cv2.INTER_AREA)
+
+
+def compare_copies(rgb: Pixels) -> str:
+    """How far a scaled decode is from the copy that training saw."""
+    jpeg = save(Image.fromarray(rgb), "JPEG", quality=92)
+    whole = shrink(simplejpeg.decode_jpeg(jpeg, "RGB"))
+    difference = cv2.absdiff(whole, decode_copy(jpeg, rgb.shape))
+    return f"mean {difference.mean():.2f}, max {difference.max()} levels"
 
 
 def measure_ms(call: Callable[[], object], budget_s: float = 1.0) -> float:
@@ -123,6 +169,7 @@ def main() -> None:
         rgb = make_photo(width_px, height_px, path)
         for name, decode in decoders(rgb):
             print(f"{size:8} decode {name:35} {measure_ms(decode):8.1f}")
+        print(f"{size:8} scaled copy against the chosen one: {compare_copies(rgb)}")
         for name, encode in encoders(rgb):
             taken_ms, megabytes = measure_ms(encode), len(encode()) / 1e6
             print(f"{size:8} encode {name:35.35} {taken_ms:8.1f} {megabytes:7.2f}")

@@ -22,6 +22,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from serve.imaging.headers import read_header
+from serve.imaging.room import return_large_arrays
 from serve.observing.meter import MemoryMeter
 from serve.settings import free_port
 from tests.allocations import read_memory_bytes
@@ -132,6 +133,7 @@ def send_all(url: str, pid: int, picture: bytes, version: str, num: int, **heade
 
 def serve(port: int) -> None:
     """Until it is told to end. Beside the API, `/lags` says how late the loop was."""
+    return_large_arrays()  # as a router does
     api = build_local_api(FAMILY, meter=MemoryMeter())
     lags_ms: list[float] = []
 
