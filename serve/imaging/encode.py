@@ -38,6 +38,7 @@ _PNG_OPTIONS = (
 )
 _PNG_IHDR_END = 33
 _STRIP_ROWS = 128
+_PIECE_BYTES = 2**20
 _JPEG_JFIF_END = 20
 _EXIF_PREFIX, _ICC_PREFIX = b"Exif\x00\x00", b"ICC_PROFILE\x00"
 _ICC_PART_BYTES = 65_519  # what fits one APP2 segment behind its prefix and number
@@ -109,8 +110,7 @@ def _encode_jpeg(
             place = _ICC_PREFIX + bytes((number, len(starts)))
             part = icc_profile[start : start + _ICC_PART_BYTES]
             extra += _jpeg_segment(0xE2, place + part)
-    data = encoded.data
-    return b"".join((data[:_JPEG_JFIF_END], extra, data[_JPEG_JFIF_END:]))
+    return _insert(encoded.data, _JPEG_JFIF_END, extra)
 
 
 def _jpeg_segment(marker: int, content: bytes) -> bytes:
@@ -157,8 +157,17 @@ def _encode_png(
         extra += _png_chunk(b"iCCP", b"ICC\x00\x00" + zlib.compress(icc_profile))
     if exif is not None:
         extra += _png_chunk(b"eXIf", exif)
-    data = encoded.data
-    return b"".join((data[:_PNG_IHDR_END], extra, data[_PNG_IHDR_END:]))
+    return _insert(encoded.data, _PNG_IHDR_END, extra)
+
+
+def _insert(encoded: memoryview, at: int, extra: bytes) -> bytes:
+    """In pieces: one copy of 40 MB would hold up every other thread for as long as it takes."""
+    buffer = BytesIO()
+    buffer.write(encoded[:at])
+    buffer.write(extra)
+    for start in range(at, len(encoded), _PIECE_BYTES):
+        buffer.write(encoded[start : start + _PIECE_BYTES])
+    return buffer.getvalue()
 
 
 def _png_chunk(kind: bytes, content: bytes) -> bytes:
