@@ -8,7 +8,6 @@ import math
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import RBFInterpolator
 
 from deployments.backends.warp.headpose import HeadPose, face_features, find_head
 from deployments.backends.warp.window import cut_window, find_window, paste_window
@@ -81,6 +80,9 @@ def _oval(image: UInt8Array, landmarks: Landmarks, head: HeadPose) -> Float32Arr
 def _align(request: ExpertRequest, head: HeadPose) -> tuple[Float32Array, Float32Array]:
     """The product's face at the person's place (H, W, 3), and where it exists, in [0, 1]."""
     height, width = request.region_hw.shape
+    # Three quarters of a second of a core, for the six experts too that never ask.
+    from scipy.interpolate import RBFInterpolator
+
     product, owner = _portrait(request)
     owner_head = find_head(owner, product[..., 3], "face")
     source = _control_points(owner, owner_head)
