@@ -11,7 +11,7 @@ import pytest
 
 from serve.errors import Conflict, StoreUnavailable
 from serve.jobs.progress import MIN_INTERVAL_S, ProgressWriter, encode_preview
-from serve.jobs.routine import Chore, Routine
+from serve.jobs.routine import Chore, Routine, end_all
 from tests.pictures import photo
 from tests.virtual_time import run_virtually
 
@@ -94,6 +94,29 @@ def test_lost_job_ends_the_writing() -> None:
 
     with pytest.raises(Conflict):
         run_virtually(play())
+
+
+def test_writer_whose_driver_swallows_a_cancellation_ends_all_the_same() -> None:
+    """Or its attempt would never end, and no runner that waits for it."""
+
+    async def play() -> None:
+        begun = asyncio.Event()
+
+        async def write(kind: str, data: dict[str, Any]) -> None:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise StoreUnavailable("closed in the middle of a statement") from None
+
+        writer = ProgressWriter(write)
+        writing = asyncio.create_task(writer.run())
+        writer.on_step(1, 2)
+        await begun.wait()
+        await end_all([writing])
+        assert writing.cancelled()
+
+    run_virtually(play())
 
 
 def test_preview_is_a_small_jpeg_of_the_whole_picture() -> None:

@@ -3,12 +3,26 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from serve.errors import StoreUnavailable
 
 CANCEL_AGAIN_S = 0.5
+
+
+async def end_all(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel them until they have ended.
+
+    A driver that is cancelled in the middle of a statement may raise something of its own instead:
+    whoever takes that for a database that is away goes on, for ever.
+    """
+    running = set(tasks)
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +60,7 @@ class Routine:
 
     async def stop(self) -> None:
         self._is_stopped = True
-        running = set(self._tasks)
-        while running:
-            for task in running:
-                task.cancel()
-            # A driver that is cancelled in the middle of a statement may raise something of its
-            # own instead: the chore has failed then, and would be tried again for ever.
-            _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
+        await end_all(self._tasks)
 
     def find_stuck(self, limit_s: float) -> list[str]:
         """Chores that neither ended nor failed for so long, or whose loop is gone."""

@@ -189,7 +189,7 @@ class Runner:
     async def settled(self) -> None:
         """Until nothing is held any more."""
         while self._tasks:
-            await asyncio.gather(*self._tasks)
+            await asyncio.wait(set(self._tasks))
 
     async def stop(self) -> None:
         """Give everything back at once, and claim nothing more."""

@@ -16,6 +16,7 @@ from serve.choosing import describe_choice, load_choice
 from serve.errors import InvalidRequest
 from serve.imaging.limits import ImageLimits, check_num_bytes
 from serve.jobs.progress import ProgressWriter
+from serve.jobs.routine import end_all
 from serve.jobs.run import JobOutcome, JobRun
 from serve.observing.tracing import TRACEPARENT
 from serve.observing.tryons import TryOns
@@ -134,9 +135,7 @@ class JobWork:
             await writing
             return result
         finally:
-            running.cancel()
-            writing.cancel()
-            await asyncio.wait([writing, running])
+            await end_all([writing, running])
 
     def _event_writer(self, job: JobRun) -> Callable[[str, dict[str, Any]], Awaitable[object]]:
         async def write(kind: str, data: dict[str, Any]) -> None:

@@ -86,7 +86,7 @@ class KeyRing:
     async def flush(self) -> None:
         """Wait for what runs beside the requests."""
         while self._background:
-            await asyncio.gather(*self._background)
+            await asyncio.wait(set(self._background))
 
     async def _recall(self, key_id: str) -> _Known | None:
         now_s = self._now_s()
