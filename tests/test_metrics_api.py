@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from serve.imaging.proof import OutsideProof
 from serve.observing.meter import MemoryMeter
@@ -226,3 +227,32 @@ def test_gauges_say_who_is_here_and_what_this_process_is(
     assert meter.gauges["sm4ll_replica_memory_bytes", ()] > 50e6
     assert meter.gauges["sm4ll_named_tenants", ()] >= 0
     assert meter.gauges["sm4ll_http_requests_in_progress", ()] >= 0
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type"),
+    [("/v1/tryon", b"multipart/form-data; boundary=b"), ("/v1/outcomes", b"application/json")],
+)
+def test_who_leaves_in_the_middle_of_a_body_is_no_failure_of_ours(
+    http: TestClient, meter: CountingMeter, path: str, media_type: bytes
+) -> None:
+    told: list[Message] = [
+        {"type": "http.request", "body": b"--b\r\n", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Message:
+        return told.pop(0)
+
+    async def send(message: Message) -> None:
+        """To nobody."""
+
+    scope = {
+        **{"type": "http", "method": "POST", "path": path, "query_string": b"", "root_path": ""},
+        "headers": [(b"content-type", media_type)],
+    }
+    failures = meter.total(NAME, status="500")
+    assert http.portal is not None
+    http.portal.call(http.app, scope, receive, send)
+    assert meter.total(NAME, route=path, status="499") == 1
+    assert meter.total(NAME, status="500") == failures

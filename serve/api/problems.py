@@ -10,11 +10,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serve.api.watching import watch_of
-from serve.errors import InvalidRequest, Sm4llError
+from serve.errors import Cancelled, InvalidRequest, Sm4llError
 from serve.schemas.problems import FieldProblem, Problem
 
 MEDIA_TYPE = "application/problem+json"
@@ -117,9 +118,16 @@ def install_problem_handlers(app: FastAPI, logger: logging.Logger) -> None:
         assert isinstance(exc, RequestValidationError)
         return problem_response(invalid_fields(exc), request_id_of(request))
 
+    async def on_leaving(request: Request, exc: Exception) -> Response:
+        # Nobody reads it: for what counts and logs, which would call it a failure of ours.
+        error = Cancelled("the client left while it sent the request")
+        return problem_response(error, request_id_of(request))
+
     async def on_http(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)
         request_id = request_id_of(request)
+        if isinstance(exc.__cause__, ClientDisconnect):
+            return await on_leaving(request, exc)
         if isinstance(exc.__cause__, Sm4llError):
             # Raised by what reads the body, and wrapped by FastAPI: a body that is too long.
             return problem_response(exc.__cause__, request_id)
@@ -150,4 +158,5 @@ def install_problem_handlers(app: FastAPI, logger: logging.Logger) -> None:
     app.add_exception_handler(Sm4llError, on_error)
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(ClientDisconnect, on_leaving)
     app.add_exception_handler(Exception, on_unknown)
