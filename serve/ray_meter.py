@@ -37,9 +37,10 @@ class RayMeter:
 
     def __init__(self) -> None:
         self._made: dict[str, RayMetric] = {}
-        self._making = threading.Lock()
+        # Reentrant: a destructor that records may interrupt whoever holds them.
+        self._making = threading.RLock()
         self._complained: set[str] = set()
-        self._adding = threading.Lock()
+        self._adding = threading.RLock()
         self._sums: dict[Series, float] = {}
         self._gauges: dict[Series, float] = {}
         # Where nobody drains it, for lack of time, the oldest are lost.
@@ -54,7 +55,10 @@ class RayMeter:
 
     def set(self, name: str, value: float, /, **labels: str) -> None:
         if self._knows(name, "gauge", labels):
-            self._gauges[name, tuple(labels.items())] = value
+            # In one order: the older of two values of one series would come back with every turn.
+            series = name, tuple(sorted(labels.items()))
+            with self._adding:
+                self._gauges[series] = value
 
     def observe(self, name: str, value: float, /, **labels: str) -> None:
         if self._knows(name, "histogram", labels):
@@ -64,13 +68,19 @@ class RayMeter:
         """Tell Ray now."""
         with self._adding:
             sums, self._sums = self._sums, {}
+            gauges = list(self._gauges.items())
+            num_observed = len(self._observed)
         for (name, labels), value in sums.items():
             self._tell(name, value, dict(labels))
-        for number in range(len(self._observed)):
-            self._tell(*self._observed.popleft())
+        for number in range(num_observed):
+            try:
+                observed = self._observed.popleft()
+            except IndexError:
+                break  # another thread tells Ray as well
+            self._tell(*observed)
             if number % RECORDS_PER_TURN == 0:
                 time.sleep(0)  # the event loop's turn
-        for (name, labels), value in list(self._gauges.items()):
+        for (name, labels), value in gauges:
             self._tell(name, value, dict(labels))
 
     def _tell(self, name: str, value: float, labels: dict[str, str]) -> None:
@@ -114,7 +124,10 @@ class RayMeter:
     def _keep_telling(self) -> None:
         while True:
             time.sleep(REPEAT_S)
-            self.flush()
+            try:
+                self.flush()
+            except Exception:  # or nothing would be recorded here any more
+                self._complain("this turn")
 
     def _find(self, name: str, kind: Kind, labels: dict[str, str]) -> RayMetric:
         found = self._made.get(name)

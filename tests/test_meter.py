@@ -1,6 +1,7 @@
 """What is measured wrongly is told once, and fails nothing."""
 
 import logging
+import threading
 
 import pytest
 from ray.serve import metrics
@@ -67,3 +68,38 @@ def test_ray_is_told_sums_and_every_observation(monkeypatch: pytest.MonkeyPatch)
     assert told == [*sums, once, once, once]
     meter.flush()
     assert len(told) == 5
+
+
+def test_a_series_has_one_value_however_its_labels_are_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(metrics.Gauge, "set", lambda self, value, tags: told.append(value))
+    monkeypatch.setattr(RayMeter, "_start_telling", lambda self: None)
+    meter = RayMeter()
+    meter.set("sm4ll_jobs", 1.0, **{"state": "queued", "class": "batch"})
+    meter.set("sm4ll_jobs", 2.0, **{"class": "batch", "state": "queued"})
+    meter.flush()
+    assert told == [2.0]
+
+
+def test_what_records_while_it_is_destroyed_waits_for_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(RayMeter, "_start_telling", lambda self: None)
+    meter = RayMeter()
+
+    class Replica(float):
+        """Destroyed by whatever allocates, also in the middle of a record."""
+
+        def __radd__(self, other: float) -> float:
+            meter.add("sm4ll_store_errors_total")
+            meter.set("sm4ll_http_requests_in_progress", 0.0)
+            return other + 1.0
+
+    thread = threading.Thread(
+        target=meter.add, args=("sm4ll_exposures_lost_total", Replica(1.0)), daemon=True
+    )
+    thread.start()
+    thread.join(5.0)
+    assert not thread.is_alive()
