@@ -40,6 +40,7 @@ from serve.served import app_of, expert_name, segmenter_name
 from serve.services import open_services, require_current_schema
 from serve.settings import Settings
 from serve.shadows import open_shadows
+from serve.tenancy.forgetting import TwiceTold
 from serve.trace_headers import tolerate_any
 from serve.transports import (
     JudgeCaller,
@@ -104,6 +105,10 @@ class Router:
             regions_bytes=config.region_cache_mib * 2**20,
             meter=self._meter,
         )
+        self._forget = TwiceTold(
+            self._tell_forget, max(config.default_timeout_s, family.jobs.run_timeout_s)
+        )
+        self._services.users.append(self._forget.close)
         self._family_maskers = frozenset(segmenters)
         self._callers = {
             version: create_expert_caller(version, self._experts[version])
@@ -165,7 +170,7 @@ class Router:
             self._logger,
             services=self._services,
             predict=self._gate.predict,
-            forget=self._tell_forget,
+            forget=self._forget,
             is_id_echoed_outside=True,  # by Serve's own middleware, which never skips
         )
 
