@@ -3,8 +3,10 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
 
 from serve.observing.meter import NO_METER, Meter
 from serve.telemetry import CacheName
@@ -137,6 +139,19 @@ class ContentCache(Generic[T]):
     @property
     def held_bytes(self) -> int:
         return self._kept.held_bytes
+
+
+def hold_alone(value: Any) -> Any:
+    """The array, or the dataclass of arrays, as it may be kept: a part that was cut out of a
+    picture would hold the whole of it, and requests share what is kept, so nobody writes to it."""
+    if isinstance(value, np.ndarray):
+        alone = value if value.flags.owndata else value.copy()
+        alone.flags.writeable = False
+        return alone
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {part.name: hold_alone(getattr(value, part.name)) for part in fields(value)}
+        return replace(value, **parts)
+    return value
 
 
 def _key(content_hash: str, way: str) -> str:

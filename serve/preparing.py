@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from deployments.bundle import Bundle
+from deployments.cache import hold_alone
 from serve.errors import SubjectNotFound
 from serve.imaging.copies import CopyCounter
 from serve.imaging.limits import ImageLimits
@@ -150,8 +151,8 @@ class Preparer:
 
     async def _ask(self, request: SegmentRequest, way: str, era: int) -> SegmentReply:
         reply = await self._segment(request)
-        for shared in (reply.region_hw, reply.silhouette_hw):
-            shared.flags.writeable = False
+        # What came by reference lies in Ray's object store, which has room for no memories.
+        reply = await self._in_thread(hold_alone, reply)
         kept = replace(reply, cached=True, batch_size=1)
         self._memory.regions.keep(request.content_hash, way, kept, era)
         return reply

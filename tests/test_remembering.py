@@ -6,16 +6,17 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import httpx2
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from deployments.backends.drill import DrillBackend
 from deployments.backends.warp.backend import WarpBackend
-from deployments.cache import ContentCache
+from deployments.cache import ContentCache, hold_alone
 from deployments.recipes import Drill, WarpConfig
 from serve.demo.cases import demo_cases
-from serve.messages import ExpertReply, ExpertRequest
+from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply
 from serve.observing.meter import MemoryMeter
 from serve.schemas.receipt import Receipt
 from serve.settings import CONFIGS_DIR
@@ -83,6 +84,18 @@ def test_what_is_erased_while_it_is_made_is_not_kept() -> None:
 
     assert not cache.make("a", "1", make).cached
     assert cache.find("a", "1") is None
+
+
+def test_what_is_kept_holds_no_more_than_itself_and_stays_as_it_is() -> None:
+    """A stripe of a large picture would keep the whole of it, and be counted as a stripe."""
+    picture = np.zeros((1000, 1000), np.uint8)
+    reply = SegmentReply(picture[:5], picture[5:10], Landmarks(), "classical/2")
+    kept = hold_alone(reply)
+    assert (kept.nbytes, kept.masker) == (reply.nbytes, reply.masker)
+    for array in (kept.region_hw, kept.silhouette_hw, hold_alone(picture[:5])):
+        assert array.base is None
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 1
 
 
 def paint(backend: WarpBackend | DrillBackend, request: ExpertRequest) -> ExpertReply:

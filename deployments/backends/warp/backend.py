@@ -18,7 +18,7 @@ from deployments.backends.warp.eyewear import read_glasses, wear_eyewear
 from deployments.backends.warp.face import swap_face
 from deployments.backends.warp.garment import dress_garment
 from deployments.backends.warp.shoes import read_footwear, wear_shoes
-from deployments.cache import ContentCache, Made, Sized
+from deployments.cache import ContentCache, Made, Sized, hold_alone
 from deployments.recipes import WarpConfig
 from serve.messages import Expert, ExpertReply, ExpertRequest, UInt8Array
 from serve.observing.meter import Meter
@@ -67,7 +67,11 @@ class _OneRead:
     def __call__(self, product_hwc: UInt8Array) -> Any:
         if self._made is None:
             request = self._request
-            make = partial(self._read, product_hwc)
+
+            def make() -> Sized:
+                made: Sized = hold_alone(self._read(product_hwc))
+                return made
+
             self._made = self._cache.make(request.product_hash, request.version, make)
         return self._made.value
 
