@@ -1,10 +1,12 @@
 """Twenty uploads of 20 MB at once take a router less than 1 GB: they wait on disk."""
 
 import base64
+from typing import BinaryIO
 
 import pytest
 
 from serve.api.forms import read_reference
+from serve.errors import Overloaded
 from serve.imaging.spool import SPOOL_ABOVE_BYTES, SpooledBody, SpooledFile, read_encoded
 from tests.bench.uploads import make_upload, running, send_all
 
@@ -35,3 +37,12 @@ def test_a_long_data_uri_is_read_in_pieces() -> None:
     data = bytes(range(256)) * 8000
     uri = "data:image/png;base64," + base64.b64encode(data).decode()
     assert read_reference("person", uri) == data
+
+
+def test_a_full_disk_is_a_want_of_room_and_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_full(buffering: int) -> BinaryIO:
+        return open("/dev/full", "wb", buffering=buffering)
+
+    monkeypatch.setattr("serve.imaging.spool.TemporaryFile", open_full)
+    with pytest.raises(Overloaded, match="No space left"):
+        SpooledBody().write(bytes(SPOOL_ABOVE_BYTES + 1))

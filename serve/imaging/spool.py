@@ -5,7 +5,10 @@ Twenty uploads of 20 MB are nothing in memory but those that are being decoded.
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from tempfile import TemporaryFile
+
+from serve.errors import Overloaded
 
 SPOOL_ABOVE_BYTES = 4 * 2**20
 """Below, the file system would cost more than the memory is worth."""
@@ -13,17 +16,23 @@ PIECE_BYTES = 256 * 1024
 
 
 class SpooledFile:
-    """Bytes in a file without a name, which is gone with its last user, whatever happens."""
+    """Bytes in a file without a name, which is gone with its last user, whatever happens.
+
+    Raises:
+        Overloaded: the disk is full, or too many files are open.
+    """
 
     def __init__(self) -> None:
-        self._file = TemporaryFile(buffering=0)  # closes with this object
+        with _map_full_disk():
+            self._file = TemporaryFile(buffering=0)  # closes with this object
         self.num_bytes = 0
 
     def write(self, piece: bytes | bytearray | memoryview) -> None:
         """Append; from one thread at a time."""
         left = memoryview(piece)
-        while left:
-            left = left[self._file.write(left) :]
+        with _map_full_disk():
+            while left:
+                left = left[self._file.write(left) :]
         self.num_bytes += len(piece)
 
     def read(self) -> bytes:
@@ -33,6 +42,15 @@ class SpooledFile:
     def read_at(self, start: int, num_bytes: int) -> bytes:
         """As many, or what there is from `start` on; below 2 GiB one call reads them all."""
         return os.pread(self._file.fileno(), num_bytes, start)
+
+
+@contextmanager
+def _map_full_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        why = exc.strerror or type(exc).__name__
+        raise Overloaded(f"there is no room for large uploads: {why}", retry_after_s=5.0) from exc
 
 
 class SpooledBody:
