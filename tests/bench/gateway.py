@@ -21,7 +21,7 @@ from tests.bench.gateway_bodies import BODY_BYTES, codec_floor_ms, make_bodies
 from tests.bench.gateway_cells import Cell, Load, measure_server
 from tests.bench.gateway_picture import draw_gateway
 from tests.bench.gateway_profile import profile_router
-from tests.bench.gateway_servers import OURS, STARTS, DidNotStart, start_server
+from tests.bench.gateway_servers import OURS, STARTS, DidNotStart, end_on_sigterm, start_server
 from tests.bench.gateway_table import Findings, write_report
 from tests.bench.peers.environment import CannotInstall
 
@@ -79,6 +79,7 @@ def main() -> None:
         vars(arguments).update(QUICK)
     if arguments.artefacts is not None:
         arguments.artefacts.mkdir(parents=True, exist_ok=True)
+    end_on_sigterm()
     findings = measure(arguments)
     report = write_report(findings, arguments.seconds)
     print(report)

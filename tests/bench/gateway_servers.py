@@ -102,6 +102,15 @@ class Running:
         return used
 
 
+def end_on_sigterm() -> None:
+    """As on Ctrl-C: whoever is told to end ends the servers it started."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def title_of(process: psutil.Process) -> str:
     """As people know it: Ray names its replicas."""
     with contextlib.suppress(psutil.Error):

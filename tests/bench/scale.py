@@ -26,7 +26,13 @@ from rich.console import Console
 from serve.settings import CONFIGS_DIR
 from tests.bench.gateway_bodies import make_bodies, write_request
 from tests.bench.gateway_cells import run_load
-from tests.bench.gateway_servers import Running, open_tenant, started_family, title_of
+from tests.bench.gateway_servers import (
+    Running,
+    end_on_sigterm,
+    open_tenant,
+    started_family,
+    title_of,
+)
 from tests.bench.scale_picture import Curve, draw_scale
 
 BODY_BYTES = 110_000
@@ -260,6 +266,7 @@ def main() -> None:
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    end_on_sigterm()
     starts = [] if arguments.no_start else measure_starts()
     routers, experts = [], []
     for number in arguments.routers:
