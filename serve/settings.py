@@ -71,7 +71,8 @@ class Settings(BaseSettings):
     variables); nothing is traced when absent."""
     trace_ratio: float = Field(default=1.0, ge=0, le=1)
     """Share of the requests whose caller traces nothing that are traced; those of a caller who does
-    follow the caller."""
+    follow the caller. That is whoever sends a `traceparent`, with a key or without: where strangers
+    come and the ratio is below 1, take that header off in front of the cluster."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Of this system's own loggers."""
     log_requests: bool = True

@@ -270,3 +270,17 @@ def test_an_answer_of_an_unexpected_failure_has_its_timing_and_its_span_an_error
     assert answer.status_code == 500
     assert answer.headers["Server-Timing"]
     assert trail.only("GET /boom").status.status_code is StatusCode.ERROR
+
+
+def test_what_is_said_of_a_span_after_its_end_is_said_to_nobody(
+    trail: Trail, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thread goes on for a request whose deadline has come; OpenTelemetry warns of each."""
+    with trail.call():
+        span = open_span("painter")
+        span.end()
+        span.note({"sm4ll.batch_size": 1})
+        span.event("pass", {"sm4ll.batch_size": 1})
+        span.fail_with(GenerationFailed("too late"))
+    assert not trail.only("painter").attributes
+    assert not caplog.records

@@ -56,7 +56,8 @@ class Recording:
         return None if self._span is None else _write(self._span)
 
     def note(self, attributes: Attributes) -> None:
-        if self._span is not None:
+        """Nothing after the end, as in `event`."""
+        if self._span is not None and self._span.is_recording():
             self._span.set_attributes({k: v for k, v in attributes.items() if v is not None})
 
     def event(self, name: str, attributes: Mapping[str, Attribute]) -> None:
@@ -74,7 +75,7 @@ class Recording:
             is_ours: what the caller must change is no failure of the service (OpenTelemetry HTTP
                 conventions: a server's span has the status ERROR from 500 on).
         """
-        if self._span is not None:
+        if self._span is not None and self._span.is_recording():
             self._span.set_attribute("error.type", code)
             if is_ours:
                 self._span.set_status(Status(StatusCode.ERROR, code))
