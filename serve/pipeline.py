@@ -200,7 +200,7 @@ class Pipeline:
         bundle = choice.bundle
         # Or all large pictures that are here would be decoded before the first is cut to its crop.
         is_heavy = isinstance(work.person, SpooledFile)
-        async with self._heavy if is_heavy else nullcontext():
+        async with _turn(self._heavy, watch, "decode") if is_heavy else nullcontext():
             prepared = await self.prepare(work, bundle, watch)
         async with AsyncExitStack() as stack:
             person = stack.enter_context(self._room.keeping(prepared.inputs.person))
@@ -215,7 +215,7 @@ class Pipeline:
             if work.progress is not None:
                 work.progress.on_painted(reply.images_nhwc)
             is_large = person.width * person.height > LARGE_PIXELS
-            async with self._large if is_large else nullcontext():
+            async with _turn(self._large, watch, "paste") if is_large else nullcontext():
                 answers = trace.answers = [
                     await self._in_thread(
                         *(inputs.copies.during, deliver, work, bundle, inputs, crop, reply),
@@ -340,3 +340,12 @@ class Pipeline:
             result = TryOnResult((file,), media_type, receipt, 0, 0, None, gpu_ms)
             await self._settle(charge, result, watch)
         return result
+
+
+@asynccontextmanager
+async def _turn(places: asyncio.Semaphore, watch: Stopwatch, stage: str) -> AsyncIterator[None]:
+    """One of the places; the wait for it is time of the stage that it is for."""
+    async with AsyncExitStack() as stack:
+        with watch.stage(stage):
+            await stack.enter_async_context(places)
+        yield

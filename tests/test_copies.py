@@ -14,8 +14,8 @@ import pytest
 
 from deployments.bundle import load_bundle
 from serve.admission.cost import CostModel
-from serve.admission.gate import Gate, Lane
-from serve.admission.lane import LaneLimits
+from serve.admission.gate import Gate
+from serve.admission.lane import Lane, LaneLimits
 from serve.catalog import Catalog
 from serve.config import FamilyConfig
 from serve.imaging.copies import CopyCounter, note_copy
@@ -23,11 +23,14 @@ from serve.imaging.decode import decode_image
 from serve.imaging.encode import encode_image
 from serve.imaging.limits import ImageLimits
 from serve.imaging.room import PixelRoom
+from serve.imaging.spool import Encoded, SpooledFile
+from serve.jobs.routine import end_all
 from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply, SegmentRequest
 from serve.observing.meter import MemoryMeter
 from serve.observing.tryons import TryOns
 from serve.observing.watch import Stopwatch
 from serve.pipeline import Pipeline
+from serve.preparing import SegmentCaller
 from serve.schemas.receipt import Blend, Format
 from serve.schemas.tryon import TryOnOptions
 from serve.settings import CONFIGS_DIR
@@ -59,11 +62,11 @@ async def paint(request: ExpertRequest, /) -> ExpertReply:
     return ExpertReply(255 - request.crop_hwc[None], None, request.version)
 
 
-def run(person: bytes, blend: Blend, meter: MemoryMeter) -> TryOnResult:
+def build_pipeline(meter: MemoryMeter, segment: SegmentCaller = segment) -> Pipeline:
     bundle = load_bundle(CONFIGS_DIR / "experts/top.1.yaml")
     version = bundle.version
     family = FamilyConfig.model_validate({"experts": [{"version": version}]})
-    pipeline = Pipeline(
+    return Pipeline(
         catalog=Catalog(family, {version: bundle}),
         segment=segment,
         experts={version: paint},
@@ -72,10 +75,16 @@ def run(person: bytes, blend: Blend, meter: MemoryMeter) -> TryOnResult:
         limits=ImageLimits(),
         tryons=TryOns(meter),
     )
+
+
+def describe(person: Encoded, blend: Blend) -> TryOnWork:
     product = encode_image(make_rgb(), None, format="png")
     options = TryOnOptions(expert="top", blend=blend)
-    work = TryOnWork(options, person, product, None, "req_copies", 60.0)
-    return asyncio.run(pipeline.run(work, Stopwatch()))
+    return TryOnWork(options, person, product, None, "req_copies", 60.0)
+
+
+def run(person: bytes, blend: Blend, meter: MemoryMeter) -> TryOnResult:
+    return asyncio.run(build_pipeline(meter).run(describe(person, blend), Stopwatch()))
 
 
 @cache
@@ -171,3 +180,29 @@ def test_room_is_given_back_however_the_work_ends() -> None:
         raise ZeroDivisionError
     with room.keeping(image) as third:
         assert third.has_pixels
+
+
+def test_the_wait_for_a_turn_among_large_pictures_is_time_of_a_stage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve.pipeline.HEAVY_AT_ONCE", 1)
+    watches = [Stopwatch(), Stopwatch()]
+    file = SpooledFile()
+    file.write(make_file("jpeg", (64, 48)))
+
+    async def play() -> None:
+        asked = asyncio.Event()
+
+        async def hang(request: SegmentRequest, /) -> SegmentReply:
+            asked.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        pipeline = build_pipeline(MemoryMeter(), hang)
+        work = describe(file, "exact")
+        running = [asyncio.create_task(pipeline.run(work, watch)) for watch in watches]
+        await asked.wait()
+        await end_all(running)
+
+    asyncio.run(play())
+    assert [[*watch.stages_ms] for watch in watches] == [["decode", "segment"], ["decode"]]
