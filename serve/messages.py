@@ -29,6 +29,9 @@ LANDMARK_NAMES = (
     *("left_heel", "right_heel", "left_toe", "right_toe"),
 )
 
+LANDMARKS_BYTES = 4096
+"""All of them as Python keeps them, with what names and orders an entry."""
+
 
 @dataclass(frozen=True, slots=True)
 class Landmarks:
@@ -86,7 +89,8 @@ class SegmentReply:
 
     @property
     def nbytes(self) -> int:
-        return self.region_hw.nbytes + self.silhouette_hw.nbytes
+        """Of one that is kept: of a small picture the points take more than the maps."""
+        return self.region_hw.nbytes + self.silhouette_hw.nbytes + LANDMARKS_BYTES
 
 
 @dataclass(frozen=True, slots=True)

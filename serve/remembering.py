@@ -8,6 +8,9 @@ from serve.messages import SegmentReply, UInt8Array
 from serve.observing.meter import NO_METER, Meter
 from serve.schemas.receipt import InputDigest
 
+DIGEST_BYTES = 1024
+"""An `InputDigest` as Python keeps it, with what names and orders an entry."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProductCopy:
@@ -20,7 +23,7 @@ class ProductCopy:
 
     @property
     def nbytes(self) -> int:
-        return self.rgba.nbytes
+        return self.rgba.nbytes + DIGEST_BYTES
 
 
 class PictureMemory:

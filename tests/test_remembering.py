@@ -1,6 +1,7 @@
 """What was done for one request is not done again for the next: the same picture, the same tenant,
 the same bytes; and what was erased is done anew."""
 
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -16,9 +17,16 @@ from deployments.backends.warp.backend import WarpBackend
 from deployments.cache import ContentCache, hold_alone
 from deployments.recipes import Drill, WarpConfig
 from serve.demo.cases import demo_cases
-from serve.messages import ExpertReply, ExpertRequest, Landmarks, SegmentReply
+from serve.messages import (
+    LANDMARK_NAMES,
+    ExpertReply,
+    ExpertRequest,
+    Landmarks,
+    SegmentReply,
+)
 from serve.observing.meter import MemoryMeter
-from serve.schemas.receipt import Receipt
+from serve.remembering import ProductCopy
+from serve.schemas.receipt import InputDigest, Receipt
 from serve.settings import CONFIGS_DIR
 from serve.telemetry import CACHES, CacheName
 from serve.tenancy.memory import remembered_as
@@ -96,6 +104,30 @@ def test_what_is_kept_holds_no_more_than_itself_and_stays_as_it_is() -> None:
         assert array.base is None
         with pytest.raises(ValueError, match="read-only"):
             array[:] = 1
+
+
+def keep_small(cache: ContentCache[SegmentReply | ProductCopy], number: int) -> None:
+    sha256, x = f"{number:064d}", float(number)
+    points = {name: (x + 0.5, x + 0.25) for name in LANDMARK_NAMES}
+    landmarks = Landmarks(points, (x + 0.1, x + 0.2, x + 0.3, x + 0.4))
+    region = SegmentReply(np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8), landmarks, "a/1")
+    cache.keep(sha256, "region", region, cache.era)
+    digest = InputDigest(sha256=sha256, width=8, height=8, format="png")
+    cache.keep(sha256, "product", ProductCopy(digest, np.zeros((8, 8, 4), np.uint8)), cache.era)
+
+
+def test_a_budget_is_kept_with_the_smallest_pictures_as_well() -> None:
+    cache: ContentCache[SegmentReply | ProductCopy] = ContentCache("regions", 2**20)
+    keep_small(cache, 0)
+    tracemalloc.start()
+    try:
+        for number in range(1, 1000):
+            keep_small(cache, number)
+        taken_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.9 * 2**20 < cache.held_bytes <= 2**20
+    assert taken_bytes < 1.2 * 2**20
 
 
 def paint(backend: WarpBackend | DrillBackend, request: ExpertRequest) -> ExpertReply:
