@@ -61,6 +61,7 @@ SECRETS = [
     ("postgresql+asyncpg://sm4ll:hu/sh@db:5432/sm4ll", "hu"),
     ('{"password": "hush", "user": 1}', "hush"),
     ("api_key=hush&token=hush;", "hush"),
+    ("AWS_SECRET_ACCESS_KEY=hush", "hush"),
     ("mail of jane.doe@example.com came back", "jane"),
     ("DETAIL:  Key (tenant_id, subject)=(acme, Jane (1)) already exists.", "Jane"),
     ("DETAIL:  Failing row contains (7, Jane, null).", "Jane"),
@@ -302,3 +303,17 @@ def test_every_logger_of_a_replica_writes_json_to_file_and_stderr(tmp_path: Path
     ]
     assert all("told by" in line["message"] for line in lines)
     assert {(line["deployment"], line["replica"]) for line in lines} == {("sm4ll_Router", "abc")}
+
+
+def test_what_cannot_be_written_leaves_a_line_that_says_so() -> None:
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    error = Unspeakable()
+    record = logging.LogRecord(
+        "serve.x", logging.ERROR, "x.py", 7, "failed", (), (Unspeakable, error, None)
+    )
+    line = json.loads(FORMATTER.format(record))
+    assert line["message"] == "a line that cannot be written: RuntimeError"
+    assert (line["level"], line["source"]) == ("ERROR", "x.py:7")

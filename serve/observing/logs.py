@@ -98,8 +98,21 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = record.__dict__.get(_LINE)
         if line is None:
-            line = record.__dict__[_LINE] = self._render(record)
+            line = record.__dict__[_LINE] = self._render_anyhow(record)
         return str(line)
+
+    def _render_anyhow(self, record: logging.LogRecord) -> str:
+        try:
+            return self._render(record)
+        except Exception as exc:  # an exception whose text raises, a value that contains itself
+            fields: dict[str, object] = {
+                "time": self._time(record.created),
+                "level": record.levelname,
+                "logger": record.name,
+                "message": f"a line that cannot be written: {type(exc).__name__}",
+                "source": f"{record.filename}:{record.lineno}",
+            }
+            return _to_json(fields)
 
     def _render(self, record: logging.LogRecord) -> str:
         fields: dict[str, object] = {

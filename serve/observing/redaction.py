@@ -60,7 +60,7 @@ RULES: tuple[Rule, ...] = (
             *("apikey", "signature", "credential", "authorization"),
         ),
         re.compile(
-            r"((?:pass(?:word|wd|phrase)|pwd|secret|token|api[_-]?key|signature|credentials?"
+            r"((?:pass(?:word|wd|phrase)|pwd|secret(?:[_-]\w{1,30})?|token|api[_-]?key|signature|credentials?"
             r"|authorization)[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&)}\]]+",
             re.I,
         ),
