@@ -246,7 +246,7 @@ class TalkingBackend(NoopBackend):
 
 
 def test_lines_of_a_pass_say_who_is_in_it(heard: Heard) -> None:
-    painter = Painter(TalkingBackend(NoopConfig(kind="noop")), "top@noop")
+    painter = Painter(TalkingBackend("top@noop", NoopConfig(kind="noop")), "top@noop")
     painter.generate([make_request("req_1"), make_request("req_2")], lambda *_: None)
     assert [line["request_id"] for line in heard.lines] == ["req_1,req_2"]
 
