@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 
 from serve.errors import StoreUnavailable
+from serve.observing.logs import log_context, log_fields
 from serve.store.engine import Database, Session
 from serve.tenancy.key_lookup import KeyLookup
 
@@ -63,3 +64,20 @@ async def test_look_that_is_cancelled_leaves_nobody_waiting() -> None:
     async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(StoreUnavailable):
             await asking
+
+
+async def test_a_look_for_all_belongs_to_no_request() -> None:
+    """Or lines of it would name the tenant who happened to come first."""
+    told: list[object] = []
+
+    class Overheard(Broken):
+        def reading(self) -> AbstractAsyncContextManager[Session]:  # type: ignore[override]
+            told.append(log_context.get())
+            return super().reading()
+
+    database = Overheard(ValueError("a row that nobody can read"))
+    database.is_let_go.set()
+    with log_fields(request_id="req_1"):
+        with pytest.raises(StoreUnavailable):
+            await KeyLookup(database).find("key_1")
+    assert told == [None]

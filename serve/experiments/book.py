@@ -5,6 +5,7 @@ three seconds; while the database is away what was read last stays in force.
 """
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -131,7 +132,10 @@ class RoutingBook:
 
     def _begin(self) -> asyncio.Task[None]:
         self._asked_at_s = self._now_s()
-        self._reading = asyncio.get_running_loop().create_task(self._read())
+        # A context of its own: nothing of the request that happened to come first belongs here.
+        self._reading = asyncio.get_running_loop().create_task(
+            self._read(), context=contextvars.Context()
+        )
         self._reading.add_done_callback(_log_mistake)
         return self._reading
 

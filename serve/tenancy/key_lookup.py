@@ -5,6 +5,7 @@ that nobody has seen here yet waits for two queries at most.
 """
 
 import asyncio
+import contextvars
 import logging
 
 from serve.errors import Overloaded, Sm4llError, StoreUnavailable
@@ -44,7 +45,8 @@ class KeyLookup:
             loop = asyncio.get_running_loop()
             answer = self._waiting[key_id] = loop.create_future()
             if self._task is None:
-                self._task = loop.create_task(self._run())
+                # A context of its own: it asks for others as well.
+                self._task = loop.create_task(self._run(), context=contextvars.Context())
         # One caller that leaves takes nothing from the others.
         return await asyncio.shield(answer)
 

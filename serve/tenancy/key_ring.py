@@ -5,6 +5,7 @@ time and the one read that follows it; nothing has to be told to anybody.
 """
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections import OrderedDict
@@ -140,7 +141,8 @@ class KeyRing:
             logger.warning("when keys were used could not be noted: %s", exc.detail)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        # A context of its own: nothing of the request that happened to come first belongs here.
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 

@@ -9,6 +9,7 @@ and is released: the tenant got a picture for nothing, never paid twice.
 """
 
 import asyncio
+import contextvars
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -188,14 +189,17 @@ class UsageLedger:
             if self._timer.when() <= loop.time() + seconds:
                 return
             self._timer.cancel()
-        self._timer = loop.call_later(seconds, self._wake)
+        # A context of its own: nothing of the request that happened to come first belongs here.
+        self._timer = loop.call_later(seconds, self._wake, context=contextvars.Context())
 
     def _wake(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._writer is None and self._pending:
-            self._writer = asyncio.get_running_loop().create_task(self._write_all())
+            self._writer = asyncio.get_running_loop().create_task(
+                self._write_all(), context=contextvars.Context()
+            )
 
     async def _write_all(self) -> None:
         retry_s = 0.0
