@@ -60,6 +60,10 @@ class RayMeter:
             with self._adding:
                 self._gauges[series] = value
 
+    def forget(self, name: str, /, **labels: str) -> None:
+        with self._adding:
+            self._gauges.pop((name, tuple(sorted(labels.items()))), None)
+
     def observe(self, name: str, value: float, /, **labels: str) -> None:
         if self._knows(name, "histogram", labels):
             self._observed.append((name, value, labels))

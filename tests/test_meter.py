@@ -81,6 +81,9 @@ def test_a_series_has_one_value_however_its_labels_are_said(
     meter.set("sm4ll_jobs", 2.0, **{"class": "batch", "state": "queued"})
     meter.flush()
     assert told == [2.0]
+    meter.forget("sm4ll_jobs", **{"class": "batch", "state": "queued"})
+    meter.flush()
+    assert told == [2.0]
 
 
 def test_what_records_while_it_is_destroyed_waits_for_nobody(

@@ -16,7 +16,7 @@ from serve.errors import StoreUnavailable
 from serve.evidence.counts import MAX_EXPERIMENTS, ExposureCounts
 from serve.experiments.controller import RolloutController
 from serve.jobs.census import PAUSE, Census
-from serve.observing.gauges import Gauges
+from serve.observing.gauges import SHOWN_AS_NOTHING, Gauges
 from serve.observing.meter import MemoryMeter
 from serve.observing.sampling import TICK_S, TICKS_PER_LOOK, Sampler
 from serve.store.batch_tables import HELD_UNTIL
@@ -50,6 +50,9 @@ def test_a_series_that_went_is_zero_and_one_that_came_back_is_not() -> None:
     assert of(meter, "sm4ll_permits") == {"eye@1": 3.0, "eye@2": 0.0}
     permits.show({(("version", "eye@2"),): 4.0})
     assert of(meter, "sm4ll_permits") == {"eye@1": 0.0, "eye@2": 4.0}
+    for _ in range(SHOWN_AS_NOTHING):
+        permits.show({(("version", "eye@2"),): 4.0})
+    assert of(meter, "sm4ll_permits") == {"eye@2": 4.0}
 
 
 def test_the_board_shows_who_waits_by_class_and_for_how_much_work() -> None:

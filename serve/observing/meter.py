@@ -20,6 +20,9 @@ class Meter(Protocol):
     def set(self, name: str, value: float, /, **labels: str) -> None:
         """A gauge."""
 
+    def forget(self, name: str, /, **labels: str) -> None:
+        """A gauge that says nothing any more: its series may end."""
+
     def observe(self, name: str, value: float, /, **labels: str) -> None:
         """One value of a histogram."""
 
@@ -30,6 +33,8 @@ class NoMeter:
     def add(self, name: str, value: float = 1.0, /, **labels: str) -> None: ...
 
     def set(self, name: str, value: float, /, **labels: str) -> None: ...
+
+    def forget(self, name: str, /, **labels: str) -> None: ...
 
     def observe(self, name: str, value: float, /, **labels: str) -> None: ...
 
@@ -50,6 +55,9 @@ class MemoryMeter:
 
     def set(self, name: str, value: float, /, **labels: str) -> None:
         self.gauges[_key(name, "gauge", labels)] = value
+
+    def forget(self, name: str, /, **labels: str) -> None:
+        self.gauges.pop(_key(name, "gauge", labels), None)
 
     def observe(self, name: str, value: float, /, **labels: str) -> None:
         self.histograms[_key(name, "histogram", labels)].append(value)
