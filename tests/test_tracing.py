@@ -285,3 +285,27 @@ def test_what_is_said_of_a_span_after_its_end_is_said_to_nobody(
         span.fail_with(GenerationFailed("too late"))
     assert not trail.only("painter").attributes
     assert not caplog.records
+
+
+def test_a_stage_may_end_while_the_header_is_written() -> None:
+    watch = Stopwatch()
+
+    class Meanwhile(float):
+        """Written while another thread ends a stage."""
+
+        def __mul__(self, other: float) -> "Meanwhile":
+            return self
+
+        __radd__ = __mul__
+
+        def __format__(self, _: str) -> str:
+            watch.add("paste", 0.001)
+            return "1.0"
+
+        def __round__(self, _: int | None = None) -> float:  # type: ignore[override]
+            watch.add("encode", 0.001)
+            return 1.0
+
+    watch.add("decode", Meanwhile())
+    assert watch.server_timing().startswith("decode;dur=1.0, total")
+    assert watch.stages_ms == {"decode": 1.0, "paste": 1.0}

@@ -72,7 +72,8 @@ class Stopwatch:
 
     @property
     def stages_ms(self) -> dict[str, float]:
-        return {name: round(value, 3) for name, value in self._stages_ms.items()}
+        # Copied first: the thread of a request whose deadline has come may end a stage meanwhile.
+        return {name: round(value, 3) for name, value in self._stages_ms.copy().items()}
 
     @property
     def total_ms(self) -> float:
@@ -80,7 +81,7 @@ class Stopwatch:
 
     def server_timing(self) -> str:
         """The `Server-Timing` header's value (W3C Server Timing, 2023-04)."""
-        entries = [f"{name};dur={value:.1f}" for name, value in self._stages_ms.items()]
+        entries = [f"{name};dur={value:.1f}" for name, value in self._stages_ms.copy().items()]
         return ", ".join([*entries, f"total;dur={self.total_ms:.1f}"])
 
 
