@@ -1,12 +1,15 @@
 """How much memory a router takes for twenty uploads of 20 MB at once, and how long its loop stops.
 
-The one-process API under uvicorn in a process of its own: `python -m tests.bench.uploads`.
+The one-process API under uvicorn in a process of its own: `python -m tests.bench.uploads`; with
+`--cluster` a router behind HAProxy, Serve's own queue of the body included.
 """
 
 import argparse
 import asyncio
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +21,7 @@ from pathlib import Path
 import cv2
 import httpx2
 import numpy as np
+import psutil
 import uvicorn
 from fastapi import FastAPI
 
@@ -100,7 +104,51 @@ def _is_up(url: str) -> bool:
         return False
 
 
-def send_all(url: str, pid: int, picture: bytes, version: str, num: int, **headers: str) -> Answers:
+@contextmanager
+def running_cluster() -> Iterator[tuple[str, int, str]]:
+    """URL, process id of its one router, and key of `sm4ll up`."""
+    # Ray is started, and read, in a process of its own: its flags come before its import.
+    with tempfile.TemporaryDirectory(prefix="sm4ll-uploads-") as folder:
+        port = free_port()
+        command = [
+            *(sys.executable, "-m", "serve.cli", "up", "--port", str(port)),
+            *("--family", str(FAMILY), "--data", folder),
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            give_up_s = time.monotonic() + START_TIMEOUT_S
+            while not _is_ready(url):
+                if process.poll() is not None or time.monotonic() > give_up_s:
+                    raise RuntimeError("the cluster did not start")
+                time.sleep(0.5)
+            (router,) = (
+                one.pid
+                for one in psutil.Process(process.pid).children(recursive=True)
+                if "ServeReplica:sm4ll:Router" in " ".join(one.cmdline())
+            )
+            yield url, router, (Path(folder) / "local.key").read_text().strip()
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/readyz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def send_all(
+    url: str,
+    pid: int,
+    picture: bytes,
+    version: str,
+    num: int,
+    token: str = LOCAL_TOKEN,
+    **headers: str,
+) -> Answers:
     """All at once; the answers are read and thrown away."""
     files = {
         "person": ("a.jpg", picture),
@@ -119,7 +167,7 @@ def send_all(url: str, pid: int, picture: bytes, version: str, num: int, **heade
             f"{url}/v1/tryon",
             data=data,
             files=files,
-            headers=bearer(LOCAL_TOKEN) | own,
+            headers=bearer(token) | own,
             timeout=120,
         )
         return answer.status_code
@@ -127,7 +175,8 @@ def send_all(url: str, pid: int, picture: bytes, version: str, num: int, **heade
     with ThreadPoolExecutor(num) as threads:
         statuses = Counter(threads.map(send, range(num)))
     took_s = time.monotonic() - started_s
-    lags_ms: list[float] = httpx2.get(f"{url}/lags").json()
+    lags = httpx2.get(f"{url}/lags")
+    lags_ms: list[float] = lags.json() if lags.status_code == 200 else [float("nan")]
     return Answers(statuses, base_bytes, read_memory_bytes("VmHWM", pid), took_s, lags_ms)
 
 
@@ -161,6 +210,7 @@ def serve(port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", type=int, metavar="PORT")
+    parser.add_argument("--cluster", action="store_true", help="a router of `sm4ll up`")
     parser.add_argument("--num", type=int, default=20)
     parser.add_argument("--megabytes", type=float, default=20)
     parser.add_argument("--megapixels", type=float, default=24)
@@ -172,8 +222,12 @@ def main() -> None:
     print(f"{options.num} uploads of {len(picture) / 1e6:.1f} MB, {options.megapixels} MP each")
     for version in (PASSED, FULL):
         for headers in ({}, {"Idempotency_Key": "upload-"}):
-            with running() as (url, pid):
-                got = send_all(url, pid, picture, version, options.num, **headers)
+            if options.cluster:
+                with running_cluster() as (url, pid, token):
+                    got = send_all(url, pid, picture, version, options.num, token, **headers)
+            else:
+                with running() as (url, pid):
+                    got = send_all(url, pid, picture, version, options.num, **headers)
             late = np.percentile(got.lags_ms, (50, 99, 100)).round(1)
             print(
                 f"{version:12} {'with a key' if headers else '':10} {dict(got.statuses)}"
