@@ -64,8 +64,10 @@ def read_nodes(urls: Sequence[str], http: httpx2.Client) -> Reading:
     values: dict[tuple[str, Labels], float] = {}
     started: list[float] = []
     at_s = time.time()
-    for url in urls:
+    for url in map(_complete, urls):
         text = _get(http, url).text
+        if f"# TYPE {METRIC_PREFIX}" not in text:
+            raise NotFound(f"{url} answers, but not with Ray's metrics", remedy=REMEDY)
         node = parse_exposition(text)
         started += [value for (name, _), value in node.items() if name == STARTED]
         values |= {
@@ -74,6 +76,12 @@ def read_nodes(urls: Sequence[str], http: httpx2.Client) -> Reading:
             if name != STARTED
         }
     return Reading(at_s, values, min(started, default=None))
+
+
+def _complete(url: str) -> str:
+    """`127.0.0.1:9464` is where a node exports, too."""
+    url = url if "://" in url else f"http://{url}"
+    return url if url.partition("://")[2].partition("/")[2] else f"{url.rstrip('/')}/metrics"
 
 
 def query_prometheus(url: str, http: httpx2.Client, at_s: float) -> Reading:

@@ -119,6 +119,24 @@ def test_whole_cluster_is_summed_up() -> None:
     assert sample.stages_s == {"expert": pytest.approx(16 / 20)}
 
 
+def test_arms_are_of_the_same_time_as_the_versions_beside_them() -> None:
+    def go_on(meter: MemoryMeter) -> None:
+        for outcome in ("ok", "ok", "failure"):
+            meter.add("sm4ll_exposures_total", experiment="sleeves", arm="control", outcome=outcome)
+        meter.add("sm4ll_exposures_total", experiment="sleeves", arm="challenger", outcome="ok")
+
+    control, challenger = sample_of(go_on).arms
+    assert control.share == pytest.approx(0.75)
+    assert challenger.share == pytest.approx(0.25)
+    assert control.failure_share == pytest.approx(1 / 3)
+    assert control.exposures == 7
+
+
+def test_quantile_above_the_last_bound_is_told_as_such() -> None:
+    slow = sample_of(lambda meter: serve_tryon(meter, "bg@1", 300.0))
+    assert "p95 >60s" in "\n".join(text_of(slow, 110, 34))
+
+
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (110, 34), (160, 50), (60, 16)])
 def test_picture_fits_and_has_what_matters(width: int, height: int) -> None:
     lines = text_of(sample_of(busy_minute), width, height)

@@ -45,7 +45,8 @@ def up(
         bool, typer.Option("--json-log", help="Write JSON lines to stderr, for a log.")
     ] = False,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Where Prometheus reads; any free port when absent.")
+        int | None,
+        typer.Option(min=1, max=65535, help="Where Prometheus reads; any free port when absent."),
     ] = None,
 ) -> None:
     """Start a local cluster with the whole family; Ctrl-C stops it.
@@ -198,7 +199,9 @@ def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder.")] = Path("demo"),
     family: Family = None,
     data: Data = None,
-    url: Annotated[str | None, typer.Option(help="Use a running API instead.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A running API; without it, a cluster for the demo.")
+    ] = None,
 ) -> None:
     """Try all seven experts on bundled pictures; write a page."""
     from serve.demo.run import run_demo

@@ -21,6 +21,7 @@ from serve.commands.top_words import (
     grey_if,
     style_of_share,
     tell_count,
+    tell_quantile,
     tell_rate,
     tell_share,
     tell_time,
@@ -210,7 +211,7 @@ class Column:
 
 
 COLUMNS = (
-    Column("share", 7, lambda row: Text(tell_share(row.share), style_of_share(row.share))),
+    Column("share", 7, lambda row: _tell_recent_share(row.share, row.duration.is_recent)),
     Column("repl", 5, lambda row: grey_if(not row.replicas, str(row.replicas)), 4),
     Column("busy", 6, lambda row: draw_busy(row.busy, 0)),
     Column("queue", 4, lambda row: warn_if(row.queued > 0, str(row.queued))),
@@ -218,14 +219,14 @@ COLUMNS = (
     Column("ok/s", 2, lambda row: grey_if(not row.tryons_per_s, tell_rate(row.tryons_per_s))),
     Column("fail/s", 3, lambda row: bad_if(row.failures_per_s > 0, tell_rate(row.failures_per_s))),
     Column(
-        "p50", 1, lambda row: grey_if(not row.duration.is_recent, tell_time(row.duration.p50_s))
+        "p50", 1, lambda row: grey_if(not row.duration.is_recent, tell_quantile(row.duration.p50_s))
     ),
     Column(
-        "p95", 0, lambda row: grey_if(not row.duration.is_recent, tell_time(row.duration.p95_s))
+        "p95", 0, lambda row: grey_if(not row.duration.is_recent, tell_quantile(row.duration.p95_s))
     ),
     Column("GPU s/s", 8, lambda row: grey_if(not row.gpu_s_per_s, f"{row.gpu_s_per_s:.2f}")),
     Column("batch", 10, lambda row: Text(f"{row.batch_size:.1f}" if row.batch_size else "–")),
-    Column("wait p95", 11, lambda row: Text(tell_time(row.wait_p95_s))),
+    Column("wait p95", 11, lambda row: Text(tell_quantile(row.wait_p95_s))),
     Column("pictures", 12, lambda row: Text(tell_count(row.images))),
     Column("USD/h", 13, lambda row: Text(f"{row.usd_per_h:.2f}"), 6),
 )
@@ -256,11 +257,13 @@ def _draw_arms(rows: Sequence[ArmRow], num_all: int) -> Table:
         table.add_row(
             Text("" if row.experiment == before else row.experiment, "bold magenta"),
             Text(row.arm),
-            Text(tell_share(row.share), "cyan"),
+            _tell_recent_share(row.share, row.requests_per_s > 0),
             grey_if(not row.requests_per_s, tell_rate(row.requests_per_s)),
-            bad_if(failed > 0, tell_share(row.failure_share)),
-            grey_if(is_old, tell_time(row.duration.p50_s)),
-            grey_if(is_old, tell_time(row.duration.p95_s)),
+            grey_if(not row.requests_per_s, tell_share(row.failure_share))
+            if not failed
+            else bad_if(True, tell_share(row.failure_share)),
+            grey_if(is_old, tell_quantile(row.duration.p50_s)),
+            grey_if(is_old, tell_quantile(row.duration.p95_s)),
             Text(tell_count(row.exposures)),
         )
         before = row.experiment
@@ -277,7 +280,7 @@ def _draw_tenants(rows: Sequence[TenantRow], num_all: int) -> Table:
             grey_if(not row.requests_per_s, tell_rate(row.requests_per_s)),
             warn_if(row.failures_per_s > 0, tell_rate(row.failures_per_s)),
             grey_if(not row.gpu_s_per_s, f"{row.gpu_s_per_s:.2f}"),
-            Text(tell_time(row.p95_s)),
+            Text(tell_quantile(row.p95_s)),
             Text(f"{row.usd:,.2f}"),
         )
     return table
@@ -339,9 +342,13 @@ def _tell_violations(violations: int) -> Text:
 
 def _tell_spread(spread: Spread) -> tuple[Text, Text]:
     style = "bold" if spread.is_recent else "bright_black"
-    return Text(f"p50 {tell_time(spread.p50_s)} ", style), Text(
-        f"p95 {tell_time(spread.p95_s)}", style
+    return Text(f"p50 {tell_quantile(spread.p50_s)} ", style), Text(
+        f"p95 {tell_quantile(spread.p95_s)}", style
     )
+
+
+def _tell_recent_share(share: float | None, is_recent: bool) -> Text:
+    return Text(tell_share(share), style_of_share(share) if is_recent else "bright_black")
 
 
 def _tell_jobs(sample: Sample) -> str:

@@ -48,9 +48,11 @@ class ArmRow:
     experiment: str
     arm: str
     share: float | None
+    """As its failures: of the interval, or since the start where nothing was in it."""
     requests_per_s: float
     failure_share: float | None
     exposures: int
+    """Since the start."""
     duration: Spread
 
 
@@ -181,7 +183,8 @@ def _versions(interval: Interval) -> tuple[VersionRow, ...]:
     )
     names = ("sm4ll_replicas", "sm4ll_queue_depth", "sm4ll_replica_busy_seconds_total", tryons)
     found = {version for name in names for (version,) in interval.groups(name, "version")}
-    return tuple(_version(interval, one, shares.get(one)) for one in sorted(found - {""}))
+    by_version = {version: share for (_, version), share in shares.items()}
+    return tuple(_version(interval, one, by_version.get(one)) for one in sorted(found - {""}))
 
 
 def _version(interval: Interval, version: str, share: float | None) -> VersionRow:
@@ -208,20 +211,21 @@ def _version(interval: Interval, version: str, share: float | None) -> VersionRo
     )
 
 
-def _shares(rates: Mapping[Group, float], totals: Mapping[Group, float]) -> dict[str, float]:
-    """By the second label, among all with the same first: of the interval, or since the start."""
-    shares = {}
+def _shares(rates: Mapping[Group, float], totals: Mapping[Group, float]) -> dict[Group, float]:
+    """Among all with the same first label: of the interval, or since the start."""
+    shares: dict[Group, float] = {}
     for whole, part in totals:
         source = rates if sum(r for g, r in rates.items() if g[0] == whole) > 0 else totals
         among = sum(value for group, value in source.items() if group[0] == whole)
         if among > 0:
-            shares[part] = source[whole, part] / among
+            shares[whole, part] = source[whole, part] / among
     return shares
 
 
 def _arms(interval: Interval) -> tuple[ArmRow, ...]:
-    groups = interval.groups("sm4ll_exposures_total", "experiment", "arm")
-    rows = [_arm(interval, experiment, arm) for experiment, arm in sorted(groups)]
+    by = ("sm4ll_exposures_total", "experiment", "arm")
+    shares = _shares(interval.rate(*by), interval.total(*by))
+    rows = [_arm(interval, *group, shares.get(group)) for group in sorted(interval.groups(*by))]
     # Experiments that have ended keep their counters: those with traffic come first.
     busy = {row.experiment for row in rows if row.requests_per_s > 0}
     return tuple(
@@ -237,18 +241,19 @@ def _arms(interval: Interval) -> tuple[ArmRow, ...]:
     )
 
 
-def _arm(interval: Interval, experiment: str, arm: str) -> ArmRow:
+def _arm(interval: Interval, experiment: str, arm: str, share: float | None) -> ArmRow:
     name, only = "sm4ll_exposures_total", {"experiment": experiment, "arm": arm}
-    own = interval.total(name, "outcome", **only)
-    exposures = sum(own.values())
-    among = _one(interval.total(name, experiment=experiment))
+    own = interval.rate(name, "outcome", **only)
+    per_s = sum(own.values())
+    own = own if per_s else interval.total(name, "outcome", **only)
+    among = sum(own.values())
     return ArmRow(
         experiment=experiment,
         arm=arm,
-        share=exposures / among if among else None,
-        requests_per_s=_one(interval.rate(name, **only)),
-        failure_share=1 - own.get((OK,), 0.0) / exposures if exposures else None,
-        exposures=int(exposures),
+        share=share,
+        requests_per_s=per_s,
+        failure_share=1 - own.get((OK,), 0.0) / among if among else None,
+        exposures=int(_one(interval.total(name, **only))),
         duration=_spread(interval, "sm4ll_exposure_duration_seconds", **only),
     )
 

@@ -6,6 +6,8 @@ from datetime import timedelta
 
 from rich.text import Text
 
+from serve.telemetry import FAST_S
+
 BARS = " ▁▂▃▄▅▆▇█"
 IS_HIGH = 0.9
 
@@ -65,6 +67,14 @@ def tell_time(seconds: float | None) -> str:
     whole = timedelta(seconds=seconds)
     hours = whole.seconds // 3600
     return f"{whole.days}d{hours:02}h" if whole.days else f"{hours}h{whole.seconds % 3600 // 60:02}"
+
+
+def tell_quantile(seconds: float | None) -> str:
+    """All that is known of one above the last bound is that it lies there."""
+    longest_s = FAST_S[-1]
+    return (
+        f">{longest_s:.0f}s" if seconds is not None and seconds >= longest_s else tell_time(seconds)
+    )
 
 
 def tell_rate(per_s: float) -> str:
