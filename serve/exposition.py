@@ -19,6 +19,7 @@ Values = Mapping[tuple[str, Labels], float]
 
 TIMEOUT = httpx2.Timeout(10.0, connect=3.0)
 OURS = f"{METRIC_PREFIX}sm4ll_"
+LEAST = 1e-50
 STARTED = "process_start_time_seconds"
 # What Ray's exporter adds to every series and tells nothing apart.
 CONSTANT = ("otel_scope_name", "otel_scope_schema_url", "otel_scope_version", "Version")
@@ -45,10 +46,15 @@ def parse_exposition(text: str) -> Values:
     ours = (OURS, f"# TYPE {OURS}", STARTED)
     lines = "\n".join(line for line in text.splitlines() if line.startswith(ours))
     return {
-        (sample.name.removeprefix(METRIC_PREFIX), _labels(sample.labels)): float(sample.value)
+        (sample.name.removeprefix(METRIC_PREFIX), _labels(sample.labels)): _number(sample.value)
         for family in text_string_to_metric_families(f"{lines}\n")
         for sample in family.samples
     }
+
+
+def _number(value: float | str) -> float:
+    number = float(value)
+    return 0.0 if abs(number) < LEAST else number  # a counter that is only expected
 
 
 def _labels(labels: Mapping[str, str]) -> Labels:
@@ -99,7 +105,7 @@ def query_prometheus(url: str, http: httpx2.Client, at_s: float) -> Reading:
         values = {
             (one["metric"]["__name__"].removeprefix(METRIC_PREFIX), _told(one["metric"])): number
             for one in found
-            if not math.isnan(number := float(one["value"][1]))
+            if not math.isnan(number := _number(one["value"][1]))
         }
     except (ValueError, KeyError, TypeError) as exc:
         raise NotFound(f"{url} is no Prometheus server", remedy=REMEDY) from exc

@@ -21,6 +21,8 @@ REPEAT_S = 1.0
 MAX_OBSERVED = 100_000
 RECORDS_PER_TURN = 20
 """Of the interpreter's lock: about 0.3 ms."""
+NOTHING = 1e-100
+"""What Ray takes for 0: of a sum with anything it is lost."""
 Series = tuple[str, tuple[tuple[str, str], ...]]
 """Name and labels."""
 
@@ -52,6 +54,9 @@ class RayMeter:
             series = name, tuple(labels.items())
             with self._adding:
                 self._sums[series] = self._sums.get(series, 0.0) + value
+
+    def expect(self, name: str, /, **labels: str) -> None:
+        self.add(name, NOTHING, **labels)
 
     def set(self, name: str, value: float, /, **labels: str) -> None:
         if self._knows(name, "gauge", labels):

@@ -17,6 +17,7 @@ from deployments.bundle import Bundle
 from serve.admission.load import report_gate
 from serve.api.app import build_api
 from serve.api.models import State
+from serve.beginnings import expect_answers, expect_tryons
 from serve.catalog import Catalog
 from serve.config import DeployedVersion, FamilyConfig, VersionId
 from serve.errors import StoreUnavailable
@@ -91,6 +92,9 @@ class Router:
         self._services = open_services(settings, config, self._meter)
         self._services.recorder.use_price(family.pricing.usd_per_gpu_second)
         self._services.tryons.use_price(family.pricing.usd_per_gpu_second)
+        expect_answers(self._meter)
+        for version in self._experts:
+            expect_tryons(self._meter, version)
         if judge is not None:
             self._services.recorder.use_judge(JudgeCaller(judge))
         self._seats = Seats(family, bundles, self._meter)
@@ -208,6 +212,7 @@ class Router:
         version, masker_id = wish.version, wish.bundle.masker.id
         name = expert_name(version)
         self._experts[version] = self._reach(name, app_of(self._app_name, name))
+        expect_tryons(self._meter, version)
         self._callers[version] = create_expert_caller(version, self._experts[version])
         self._followers[version] = create_expert_follower(version, self._experts[version])
         if masker_id not in self._family_maskers:

@@ -6,6 +6,9 @@ import threading
 import pytest
 from ray.serve import metrics
 
+from serve.beginnings import expect_tryons
+from serve.exposition import parse_exposition
+from serve.objectives import FAILURES
 from serve.observing.meter import MemoryMeter, Meter, NoMeter
 from serve.ray_meter import RayMeter
 
@@ -44,6 +47,30 @@ def test_a_memory_meter_adds_up_by_the_labels_that_are_asked_for() -> None:
     assert meter.total("sm4ll_refusals_total", code="overloaded") == 6
     assert meter.total("sm4ll_refusals_total", route="/v1/tryon", code="overloaded") == 2
     assert meter.total("sm4ll_webhooks_total") == 0
+
+
+def test_what_is_expected_is_there_from_the_start_and_adds_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rates see no first value of a series: the first failures would burn nobody's budget."""
+    told: dict[str, float] = {}
+
+    def tell(_: metrics.Counter, value: float, tags: dict[str, str]) -> None:
+        assert value > 0, "Ray refuses it"
+        told[tags["code"]] = told.get(tags["code"], 0.0) + value
+
+    monkeypatch.setattr(metrics.Counter, "inc", tell)
+    monkeypatch.setattr(RayMeter, "_start_telling", lambda self: None)
+    meter = RayMeter()
+    expect_tryons(meter, "top@1")
+    meter.flush()
+    assert told.keys() == {"ok", *FAILURES}
+    lines = [f'ray_sm4ll_tryons_total{{code="{code}"}} {told[code]}\n' for code in told]
+    assert set(parse_exposition("".join(lines)).values()) == {0.0}
+    of = {"expert": "top", "version": "top@1", "way": "request"}
+    meter.add("sm4ll_tryons_total", code="generation_failed", **of)
+    meter.flush()
+    assert told["generation_failed"] == 1.0
 
 
 def test_ray_is_told_sums_and_every_observation(monkeypatch: pytest.MonkeyPatch) -> None:

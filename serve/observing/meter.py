@@ -17,6 +17,9 @@ class Meter(Protocol):
     def add(self, name: str, value: float = 1.0, /, **labels: str) -> None:
         """To a counter."""
 
+    def expect(self, name: str, /, **labels: str) -> None:
+        """A counter whose series begins now, at nothing: a rate then sees its first event."""
+
     def set(self, name: str, value: float, /, **labels: str) -> None:
         """A gauge."""
 
@@ -31,6 +34,8 @@ class NoMeter:
     """Records nothing: the default of whatever may also run without a cluster."""
 
     def add(self, name: str, value: float = 1.0, /, **labels: str) -> None: ...
+
+    def expect(self, name: str, /, **labels: str) -> None: ...
 
     def set(self, name: str, value: float, /, **labels: str) -> None: ...
 
@@ -52,6 +57,9 @@ class MemoryMeter:
 
     def add(self, name: str, value: float = 1.0, /, **labels: str) -> None:
         self.counters[_key(name, "counter", labels)] += value
+
+    def expect(self, name: str, /, **labels: str) -> None:
+        self.counters[_key(name, "counter", labels)] += 0.0
 
     def set(self, name: str, value: float, /, **labels: str) -> None:
         self.gauges[_key(name, "gauge", labels)] = value
