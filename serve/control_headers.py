@@ -8,6 +8,8 @@ at these headers before they call the application.
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve.pacing import PacedBodies
+
 # They switch off timeouts or cancellation, or steer Serve's routing; Serve takes `-` for `_` in
 # some of them (ray/serve/_private/{constants,http_util,replica}.py, 2.60).
 CONTROL_HEADERS = frozenset(
@@ -41,4 +43,4 @@ class NoControlHeaders:
 
 def ingress_middleware() -> list[Middleware]:
     """What Serve puts around everything that it serves by HTTP."""
-    return [Middleware(NoControlHeaders)]
+    return [Middleware(NoControlHeaders), Middleware(PacedBodies)]

@@ -53,7 +53,7 @@ def test_laptop_adds_to_what_every_cluster_has() -> None:
 
 def test_serve_finds_what_takes_its_headers_off() -> None:
     path = flags_for("anywhere")["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
-    (middleware,) = validate_http_proxy_callback_return(call_function_from_import_path(path))
+    middleware, _ = validate_http_proxy_callback_return(call_function_from_import_path(path))
     assert middleware.cls is NoControlHeaders
 
 

@@ -16,6 +16,7 @@ from serve.observing.tracing import (
     open_span,
 )
 from serve.observing.watch import Stopwatch
+from serve.pacing import follow_pace
 from serve.tenancy.caller import Caller
 
 UNMATCHED = "unmatched"
@@ -53,12 +54,15 @@ class Watching:
         watch = Stopwatch()
         state = scope.setdefault("state", {})
         state["watch"] = watch
+        pace = follow_pace()
         with watch.record(scope["method"]) as span:
 
             async def receive_counted() -> Message:
                 nonlocal num_body_bytes
                 message = await receive()
-                num_body_bytes += len(message.get("body", b""))
+                num_bytes = len(message.get("body", b""))
+                num_body_bytes += num_bytes
+                pace.take(num_bytes)
                 return message
 
             sending = NOT_RECORDED
