@@ -45,9 +45,7 @@ class RequestContext:
         wanted = Headers(scope=scope).get("x-request-id")
         request_id = f"req_{secrets.token_hex(12)}" if wanted is None else wanted[:128]
         scope["headers"] = [
-            (name, value)
-            for name, value in scope["headers"]
-            if not is_control_header(name)
+            (name, value) for name, value in scope["headers"] if not is_control_header(name)
         ]
         scope.setdefault("state", {})["request_id"] = request_id
         note_fields(request_id=request_id)

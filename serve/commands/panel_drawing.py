@@ -172,10 +172,10 @@ def _axes(panel: Panel, scale: float, span: Span, width: float, bottom: float) -
         parts.append(line(LEFT, y, width - RIGHT, y, "grid"))
         if at % 2 == 0:
             parts.append(words(LEFT - 6, y + 4, tell(scale * at / 4, panel.unit), "soft num end"))
-    for at, kind in ((0.0, "soft"), (0.5, "soft middle"), (1.0, "soft end")):
-        moment = span.start_s + at * (span.end_s - span.start_s)
+    for share, kind in ((0.0, "soft"), (0.5, "soft middle"), (1.0, "soft end")):
+        moment = span.start_s + share * (span.end_s - span.start_s)
         text = f"{datetime.fromtimestamp(moment, UTC):%H:%M:%S}"
-        parts.append(words(LEFT + at * (width - LEFT - RIGHT), bottom + 16, text, kind))
+        parts.append(words(LEFT + share * (width - LEFT - RIGHT), bottom + 16, text, kind))
     return parts
 
 
