@@ -225,7 +225,10 @@ def _shares(rates: Mapping[Group, float], totals: Mapping[Group, float]) -> dict
 def _arms(interval: Interval) -> tuple[ArmRow, ...]:
     by = ("sm4ll_exposures_total", "experiment", "arm")
     shares = _shares(interval.rate(*by), interval.total(*by))
-    rows = [_arm(interval, *group, shares.get(group)) for group in sorted(interval.groups(*by))]
+    rows = [
+        _arm(interval, experiment, arm, shares.get((experiment, arm)))
+        for experiment, arm in sorted(interval.groups(*by))
+    ]
     # Experiments that have ended keep their counters: those with traffic come first.
     busy = {row.experiment for row in rows if row.requests_per_s > 0}
     return tuple(
