@@ -8,9 +8,10 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,16 +102,17 @@ class LocalCluster:
         self._api_key = self._prepare_store()
         # The controller has the graph built elsewhere, and would tell of a mistake much later.
         build_app(args)
-        ray.init(
-            address="local",
-            num_cpus=options.num_cpus or max(4, os.cpu_count() or 4),
-            num_gpus=options.num_gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _metrics_export_port=self._metrics_port,
-        )
+        with _own_signal(signal.SIGTERM):
+            ray.init(
+                address="local",
+                num_cpus=options.num_cpus or max(4, os.cpu_count() or 4),
+                num_gpus=options.num_gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _metrics_export_port=self._metrics_port,
+            )
         metrics_file(Settings()).write_text(f"{self.metrics_url}\n")
         http_options = {"host": options.host, "port": options.port, "request_timeout_s": 120.0}
         rayserve.start(http_options=http_options, logging_config=LOGGING_CONFIG)
@@ -144,6 +146,21 @@ class LocalCluster:
             with contextlib.redirect_stdout(io.StringIO()):
                 rayserve.shutdown()
                 ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_signal(number: signal.Signals) -> Iterator[None]:
+    """Whoever handled it before handles it afterwards.
+
+    Ray takes SIGTERM for a crash: it prints a trace and has the process killed 3 s later, in the
+    middle of `stop`, which leaves Ray's agents behind with their ports.
+    """
+    handler = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # others may not
+            signal.signal(number, handler)
 
 
 def _deploy(args: AppArgs) -> None:

@@ -19,7 +19,7 @@ from k8s.observed import HERE, RULES, build_dashboards
 from k8s.queries import PanelUnit, Query, level, rate
 from serve.cli import app
 from serve.client import ApiError, Client
-from serve.commands.panel_drawing import draw_panel, tell
+from serve.commands.panel_drawing import _scale, draw_panel, tell
 from serve.commands.panels import Line, Span, fill_in, read_panel
 from serve.demo.cases import demo_cases
 from serve.designs import Arm, Stage
@@ -205,6 +205,12 @@ def test_stacked_panel_adds_up() -> None:
 )
 def test_values_are_told_as_a_person_says_them(value: float, unit: PanelUnit, told: str) -> None:
     assert tell(value, unit) == told
+
+
+@pytest.mark.parametrize("most", [600 * 2**10, 990 * 2**10, 7 * 2**20, 700 * 2**30])
+def test_axis_of_bytes_ends_where_few_letters_say_it(most: float) -> None:
+    assert most <= _scale(most, "bytes")
+    assert len(tell(_scale(most, "bytes"), "bytes")) <= len("500 MiB")
 
 
 def test_queries_are_filled_in_as_grafana_does() -> None:

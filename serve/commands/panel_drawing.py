@@ -228,7 +228,9 @@ def _scale(most: float, unit: PanelUnit) -> float:
         return min(1.0, _round_up(most))
     if unit.startswith("bytes"):
         factor = next((factor for factor, _ in _BYTES if most >= factor), 1)
-        return factor * _round_up(most / factor)
+        rounded = _round_up(most / factor)
+        # "1,000 KiB" has no room beside the axis.
+        return factor * (1024.0 if rounded == 1000.0 else rounded)
     return _round_up(most * 1.05)
 
 
