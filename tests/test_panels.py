@@ -33,7 +33,7 @@ from tests.prometheus import started_prometheus
 from tests.up import Up
 
 GIVE_UP_S = 60.0
-WINDOW_S = 8.0
+WINDOW_S = 10.0
 """Ray's processes report every 2 s there."""
 PANELS = {
     f"{dashboard.name}: {row.title}: {panel.title}": panel
@@ -152,7 +152,7 @@ def test_every_panel_shows_what_a_running_cluster_does(up: Up, tmp_path: Path) -
             onlooker.fill({name for name in PANELS if not is_about_rollouts(name)})
         with rolled_out(admin):
             onlooker.fill(PANELS)
-        arguments = ["--prometheus", url, "-o", str(page), "--minutes", "1", "--window", "8"]
+        arguments = ["--prometheus", url, "-o", str(page), "--minutes", "1", "--window", "10"]
         drawn = CliRunner().invoke(app, ["observability", "preview", *arguments])
     assert not onlooker.empty
     assert drawn.exit_code == 0, drawn.output

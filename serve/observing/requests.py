@@ -44,7 +44,7 @@ class Requests:
         self._num_running -= 1
         method = method if method in METHODS else OTHER_METHOD
         meter.add("sm4ll_http_requests_total", route=route, method=method, status=str(status))
-        meter.observe("sm4ll_http_request_duration_seconds", elapsed_s, route=route, method=method)
+        meter.observe("sm4ll_http_request_duration_seconds", elapsed_s, route=route)
         if num_body_bytes:
             meter.observe("sm4ll_http_request_body_bytes", num_body_bytes, route=route)
         if code is not None:
