@@ -1,4 +1,4 @@
-"""Pure-ASGI middleware: the request id, Serve's control headers, the body limit."""
+"""Pure-ASGI middleware: the request id and the body limit."""
 
 import re
 import secrets
@@ -7,7 +7,6 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.problems import problem_response
-from serve.control_headers import is_control_header
 from serve.errors import ImageTooLarge, InvalidRequest
 from serve.observing.logs import note_fields
 
@@ -28,7 +27,7 @@ TEXT_REMEDY = "send less at once; POST /v1/assets takes pictures, whose ids are 
 
 
 class RequestContext:
-    """Gives every request an id, echoes it, and drops Serve's control headers.
+    """Gives every request an id, and echoes it.
 
     Args:
         is_echoed_outside: the server around this app already puts the id on the answer.
@@ -44,9 +43,6 @@ class RequestContext:
             return
         wanted = Headers(scope=scope).get("x-request-id")
         request_id = f"req_{secrets.token_hex(12)}" if wanted is None else wanted[:128]
-        scope["headers"] = [
-            (name, value) for name, value in scope["headers"] if not is_control_header(name)
-        ]
         scope.setdefault("state", {})["request_id"] = request_id
         note_fields(request_id=request_id)
 
