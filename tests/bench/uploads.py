@@ -86,20 +86,24 @@ def running() -> Iterator[tuple[str, int]]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        give_up_s = time.monotonic() + START_TIMEOUT_S
-        while not _is_up(url):
-            if process.poll() is not None or time.monotonic() > give_up_s:
-                raise RuntimeError("the server did not start")
-            time.sleep(0.05)
+        _wait_for(f"{url}/healthz", process)
         yield url, process.pid
     finally:
         process.terminate()
         process.wait(30)
 
 
-def _is_up(url: str) -> bool:
+def _wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
+    give_up_s = time.monotonic() + START_TIMEOUT_S
+    while not _is_well(url):
+        if process.poll() is not None or time.monotonic() > give_up_s:
+            raise RuntimeError("the server did not start")
+        time.sleep(0.05)
+
+
+def _is_well(url: str) -> bool:
     try:
-        return httpx2.get(f"{url}/healthz").status_code == 200
+        return httpx2.get(url).status_code == 200
     except httpx2.TransportError:
         return False
 
@@ -117,11 +121,7 @@ def running_cluster() -> Iterator[tuple[str, int, str]]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         url = f"http://127.0.0.1:{port}"
         try:
-            give_up_s = time.monotonic() + START_TIMEOUT_S
-            while not _is_ready(url):
-                if process.poll() is not None or time.monotonic() > give_up_s:
-                    raise RuntimeError("the cluster did not start")
-                time.sleep(0.5)
+            _wait_for(f"{url}/readyz", process)
             (router,) = (
                 one.pid
                 for one in psutil.Process(process.pid).children(recursive=True)
@@ -131,13 +131,6 @@ def running_cluster() -> Iterator[tuple[str, int, str]]:
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(60)
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return httpx2.get(f"{url}/readyz").status_code == 200
-    except httpx2.TransportError:
-        return False
 
 
 def send_all(
