@@ -9,6 +9,8 @@ from serve.demo.cases import DemoCase
 from serve.demo.pictures import CasePictures, Picture, write_case_pictures
 
 _HERE = Path(__file__).parent
+MIN_SHOWN_MS = 0.5
+"""A stage that is 0 for every expert says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +142,21 @@ def _preview_badge() -> str:
     return '<span class="badge preview">preview</span>'
 
 
+def list_stages(receipts: Sequence[DemoReceipt]) -> list[str]:
+    """Those that took time: all sixteen fit neither page nor terminal."""
+    names = dict.fromkeys(stage for receipt in receipts for stage in receipt.stages_ms)
+    return [
+        name
+        for name in names
+        if any(receipt.stages_ms.get(name, 0.0) >= MIN_SHOWN_MS for receipt in receipts)
+    ]
+
+
 def _summary(results: Sequence[DemoResult], stems: Sequence[str]) -> str:
     receipts = [result.receipt for result in results if result.receipt]
-    stages = list(dict.fromkeys(stage for receipt in receipts for stage in receipt.stages_ms))
+    stages = list_stages(receipts)
     heads = "".join(
-        f'<th scope="col" class="number">{escape(name)} <small>ms</small></th>'
-        for name in (*stages, "total")
+        f'<th scope="col" class="number">{escape(name)}</th>' for name in (*stages, "total")
     )
     rows = "".join(
         _summary_row(result, stem, stages) for result, stem in zip(results, stems, strict=True)
@@ -155,6 +166,7 @@ def _summary(results: Sequence[DemoResult], stems: Sequence[str]) -> str:
         '<th scope="col">Expert</th><th scope="col">Outside, max change</th>'
         f'<th scope="col">Version</th><th scope="col">Backend</th>{heads}</tr></thead>\n'
         f"<tbody>\n{rows}</tbody>\n</table></div>\n"
+        "<p><small>Times in milliseconds.</small></p>\n"
     )
 
 
@@ -167,7 +179,7 @@ def _summary_row(result: DemoResult, stem: str, stages: Sequence[str]) -> str:
             f'{start}<td colspan="{len(stages) + 4}">{_mark(False, "failed: ")}'
             f"<code>{escape(result.error_code)}</code></td></tr>\n"
         )
-    times = [receipt.stages_ms.get(stage) for stage in stages] + [receipt.total_ms]
+    times = [*(receipt.stages_ms.get(stage) for stage in stages), receipt.total_ms]
     cells = "".join(
         f'<td class="number">{"–" if time_ms is None else f"{time_ms:.0f}"}</td>'
         for time_ms in times

@@ -16,14 +16,12 @@ from rich.table import Table
 from serve import __version__
 from serve.client import ApiError, Client
 from serve.demo.cases import DemoCase, demo_cases
-from serve.demo.page import DemoFacts, DemoReceipt, DemoResult, render_page
+from serve.demo.page import DemoFacts, DemoReceipt, DemoResult, list_stages, render_page
 from serve.schemas.receipt import Receipt
 from serve.schemas.tryon import TryOnOptions
 from serve.telemetry import STAGES
 
 CAPTION = "milliseconds per stage; outside: largest change of any pixel outside the region"
-MIN_SHOWN_MS = 0.5
-"""A stage that is 0 in every column says nothing."""
 
 
 def run_demo(client: Client, out_dir: Path, console: Console) -> int:
@@ -106,10 +104,9 @@ def _table(results: list[DemoResult]) -> Table:
     table.add_column("", no_wrap=True)
     for receipt in receipts:
         table.add_column(receipt.version, justify="right", no_wrap=True)
-    for stage in STAGES:
-        times = [receipt.stages_ms.get(stage, 0.0) for receipt in receipts]
-        if any(time_ms >= MIN_SHOWN_MS for time_ms in times):
-            table.add_row(stage, *(f"{time_ms:.0f}" for time_ms in times))
+    for stage in list_stages(receipts):
+        times = (receipt.stages_ms.get(stage, 0.0) for receipt in receipts)
+        table.add_row(stage, *(f"{time_ms:.0f}" for time_ms in times))
     table.add_row("total", *(f"{receipt.total_ms:.0f}" for receipt in receipts), style="bold")
     table.add_row("outside", *(str(receipt.outside_max_diff) for receipt in receipts))
     return table
