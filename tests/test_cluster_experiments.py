@@ -233,7 +233,7 @@ def test_a_version_that_paints_another_colour_goes_back_by_itself(
     assert ended.status == "rolled_back"
     assert "colour" in ended.reason
     assert decided(client, rollout.id) == ["create", "start", "roll_back"]
-    assert set(crowd.statuses()) == {200}
+    assert crowd.failed() == []
     late = [answer for answer in crowd.answers if answer.at_s > ended_s + EVERYWHERE_S]
     assert late
     assert {answer.version for answer in late} == {"eye@1"}
@@ -254,10 +254,11 @@ def test_a_version_that_fails_now_and_then_goes_back_from_the_first_stage(
     crowd = top_crowd(arena)
     with crowd.asking("flaky"):
         ended = follow(client, rollout.id, nothing)
+    time.sleep(EVERYWHERE_S)  # a router that knows of no end yet would fail the next test's callers
     assert ended.status == "rolled_back"
     assert "errors" in ended.reason
     assert decided(client, rollout.id) == ["create", "start", "roll_back"]
-    failed = [answer for answer in crowd.answers if answer.status != 200]
+    failed = crowd.failed()
     assert len(failed) <= len(crowd.answers) * share / 10_000 * 0.2
 
 
@@ -285,7 +286,7 @@ def test_an_equal_version_becomes_the_default_although_its_controller_dies_at_ev
     assert seen == list(shares)
     expected = ["create", "start", *["promote"] * (len(shares) - 1), "finish"]
     assert decided(client, rollout.id) == expected
-    assert set(crowd.statuses()) == {200}
+    assert crowd.failed() == []
     time.sleep(EVERYWHERE_S)
     after = crowd.ask_all([f"after-{number}" for number in range(20)])
     assert {(answer.version, answer.arm) for answer in after} == {("top@2", "default")}
@@ -322,4 +323,4 @@ def test_lost_exposures_freeze_the_experiment(arena: Up, client: Client) -> None
     assert client.experiments.get(ended.experiment).status == "frozen"
     assert decided(client, rollout.id)[-1] == "freeze"
     assert client.rollouts.abort(rollout.id).status == "aborted"
-    assert set(crowd.statuses()) == {200}
+    assert crowd.failed() == []

@@ -85,5 +85,9 @@ class Crowd:
             for one in calls:
                 one.result()
 
+    def failed(self) -> list[Answered]:
+        """With who answered them, which is what one asks next."""
+        return [answer for answer in self.answers if answer.status != 200]
+
     def statuses(self) -> Counter[int]:
         return Counter(answer.status for answer in self.answers)
