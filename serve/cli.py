@@ -166,6 +166,11 @@ watched.command()(observability.render)
 watched.command()(observability.preview)
 app.add_typer(watched, name="observability")
 
+clusters = typer.Typer(
+    help="The cluster on Kubernetes, by the KubeRay operator.", no_args_is_help=True
+)
+app.add_typer(clusters, name="k8s")
+
 app.command()(usage.usage)
 
 benches = typer.Typer(help="Measure; every figure is a ratio within one run.", no_args_is_help=True)

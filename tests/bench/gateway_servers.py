@@ -127,8 +127,10 @@ def title_of(process: psutil.Process) -> str:
 
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Ray's flags and our settings of whoever starts the benchmark are not the server's."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SM4LL_"))}
+    """Ray's flags and our settings of whoever starts the benchmark are not the server's, nor is a
+    wish to keep no byte code: nothing would ever start warm."""
+    strange = ("RAY_", "SM4LL_", "PYTHONDONTWRITEBYTECODE")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(strange)}
     return {**kept, "RAY_USAGE_STATS_ENABLED": "0", **extra}
 
 
