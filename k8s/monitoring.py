@@ -1,4 +1,4 @@
-"""Rules and dashboards as objects of a cluster: for the Prometheus operator and Grafana's sidecar."""
+"""Rules and dashboards as objects of a cluster: for Prometheus' operator and Grafana's sidecar."""
 
 import json
 from collections.abc import Mapping
