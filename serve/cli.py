@@ -139,6 +139,7 @@ stores = typer.Typer(
 )
 stores.command()(store.upgrade)
 stores.command()(store.prepare)
+stores.command()(store.key)
 stores.command()(store.check)
 stores.command()(store.sweep)
 app.add_typer(stores, name="store")

@@ -47,7 +47,7 @@ COMMANDS = (
     "experiments report",
     *("rollouts start", "rollouts list", "rollouts show", "rollouts decisions"),
     *("rollouts pause", "rollouts resume", "rollouts abort", "rollouts approve"),
-    *("store upgrade", "store prepare", "store check", "version"),
+    *("store upgrade", "store prepare", "store key", "store check", "version"),
     *("tenants list", "tenants create", "tenants policy", "tenants disable", "tenants enable"),
     *("tenants keys list", "tenants keys create", "tenants keys rotate", "tenants keys revoke"),
     *("tenants audit verify", "assets upload", "assets list", "assets delete", "assets erase"),

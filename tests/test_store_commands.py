@@ -1,5 +1,7 @@
 """`sm4ll store` as an operator meets it: a new database, a ready one, and what is broken."""
 
+import asyncio
+from collections.abc import Set
 from pathlib import Path
 
 import pytest
@@ -7,13 +9,18 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from serve.commands.store import check, prepare, upgrade
+from serve.commands.store import check, key, prepare, upgrade
+from serve.errors import Unauthenticated
+from serve.policy import SCOPES
 from serve.settings import free_port
+from serve.tenancy.key_ring import KeyRing
+from tests.stores import opened
 
 app = typer.Typer()
 app.command()(upgrade)
 app.command()(check)
 app.command()(prepare)
+app.command()(key)
 
 
 @pytest.fixture
@@ -81,3 +88,42 @@ def test_prepared_store_has_an_administrators_key_and_keeps_it(variables: dict[s
     assert f"Key: {file.read_text().strip()} " in first.output
     assert file.stat().st_mode & 0o077 == 0
     assert store("check", variables).exit_code == 0
+
+
+def test_key_that_is_given_becomes_the_first_administrators_and_is_not_shown(
+    variables: dict[str, str],
+) -> None:
+    token = store("key", {}).output.strip()
+    given = {**variables, "SM4LL_API_KEY": token}
+    first = store("prepare", given)
+    assert first.exit_code == 0, first.output
+    assert "is the first administrator's" in first.output
+    assert asyncio.run(scopes_of(variables, token)) == set(SCOPES)
+    other = store("key", {}).output.strip()
+    again = store("prepare", {**variables, "SM4LL_API_KEY": other})
+    assert again.exit_code == 0, again.output
+    assert "works already" in again.output
+    with pytest.raises(Unauthenticated):
+        asyncio.run(scopes_of(variables, other))
+    assert token not in first.output + again.output
+    assert not (Path(variables["SM4LL_DATA_DIR"]) / "local.key").exists()
+
+
+async def scopes_of(variables: dict[str, str], token: str) -> Set[str]:
+    async with opened(variables["SM4LL_DATABASE_URL"]) as database:
+        ring = KeyRing(database)
+        try:
+            return (await ring.find_caller(token)).scopes
+        finally:
+            await ring.flush()
+
+
+@pytest.mark.parametrize("given", ["", "swordfish", "sk_swordfish\n"])
+def test_key_that_is_none_is_refused_before_anything_and_not_repeated(
+    given: str, variables: dict[str, str]
+) -> None:
+    done = store("prepare", {**variables, "SM4LL_API_KEY": given})
+    assert done.exit_code == 1
+    assert "sm4ll store key" in done.output
+    assert "swordfish" not in done.output
+    assert store("check", variables).exit_code == 1

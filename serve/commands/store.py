@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from serve.store.schema import SchemaStatus
     from serve.tenancy.retention import SweepReport
 
+TAKEN = "Prepared. The key of SM4LL_API_KEY is the first administrator's."
+NOT_TAKEN = "Prepared. An administrator's key works already; SM4LL_API_KEY was not looked at."
 PROBE_TENANT = "sm4ll-check"
 PROBE = b"sm4ll store check"
 
@@ -44,18 +46,35 @@ def prepare() -> None:
 
     What `sm4ll up` does by itself; run it once before `serve run` or `serve deploy`. The key is
     kept in SM4LL_DATA_DIR/local.key (mode 0600), where the commands find it; again it is the same.
+    With SM4LL_API_KEY that key becomes the first administrator's, unless one works already, and
+    nothing secret is printed or written: so it is done in a Job.
 
     For example: SM4LL_DATABASE_URL=postgresql://sm4ll@db/sm4ll sm4ll store prepare
     """
     from serve.settings import local_key_file
-    from serve.tenancy.embedded import prepare_store
+    from serve.tenancy.embedded import prepare_store, prepare_with_key
 
     settings = Settings()
     try:
+        if settings.api_key is not None:
+            given = settings.api_key.get_secret_value()
+            is_taken = asyncio.run(prepare_with_key(settings, given))
+            out.print(TAKEN if is_taken else NOT_TAKEN, markup=False, highlight=False)
+            return
         token = asyncio.run(prepare_store(settings))
     except (ConfigError, Sm4llError) as exc:
         _refuse("The store was not prepared", exc)
     out.print(f"Key: {token}   (in {local_key_file(settings)})", markup=False, highlight=False)
+
+
+def key() -> None:
+    """Make a key for SM4LL_API_KEY of `sm4ll store prepare`, and print it; nobody keeps it here.
+
+    For example: kubectl create secret generic sm4ll-admin --from-literal=token="$(sm4ll store key)"
+    """
+    from serve.tenancy.keys import mint_key
+
+    typer.echo(mint_key().token)
 
 
 def check() -> None:

@@ -1,9 +1,11 @@
 """What a service without settings starts with: tables, seeds, the tenant `local` and its key."""
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from serve.errors import Conflict, Unauthenticated
+from serve.errors import ConfigError, Conflict, Unauthenticated
 from serve.experiments.seeds import seed_experiments
 from serve.policy import SCOPES, TenantPolicy
 from serve.seed_files import load_experiments, load_tenants
@@ -13,11 +15,14 @@ from serve.store.opening import database_url
 from serve.store.schema import upgrade
 from serve.store.tenants import find_tenant
 from serve.tenancy.key_ring import KeyRing
+from serve.tenancy.keys import TOKEN
 from serve.tenancy.registry import Registry
 from serve.tenancy.seeds import seed_tenants
 
 TENANT = "local"
 ACTOR = "sm4ll up"
+ADMIN_TENANT = "admin"
+ADMIN_ACTOR = "sm4ll store prepare"
 
 
 async def prepare_store(settings: Settings) -> str:
@@ -31,13 +36,48 @@ async def prepare_store(settings: Settings) -> str:
         StoreUnavailable: the database does not answer.
         OSError: the file cannot be written.
     """
+    async with _prepared(settings) as (database, registry):
+        return await _ensure_key(database, registry, local_key_file(settings))
+
+
+async def prepare_with_key(settings: Settings, token: str) -> bool:
+    """The same for a cluster, whose first administrator's key is made before it and kept apart:
+    nothing is written to disk, and what is logged names no secret.
+
+    Returns:
+        Whether the key was taken. It is not where an administrator has one that works.
+
+    Raises:
+        ConfigError: as above, or this is no key that could be taken.
+        StoreUnavailable: the database does not answer.
+    """
+    if TOKEN.fullmatch(token) is None:
+        raise ConfigError(
+            "SM4LL_API_KEY is no key: sk_, 26 letters and digits, _, 64 hexadecimal digits,"
+            " and no line's end. `sm4ll store key` makes one."
+        )
+    async with _prepared(settings) as (database, registry):
+        await _ensure_tenant(database, registry, ADMIN_ACTOR, ADMIN_TENANT, "Administrators")
+        try:
+            return await registry.adopt_first_admin(
+                ADMIN_ACTOR, ADMIN_TENANT, token, name="first administrator", scopes=SCOPES
+            )
+        except Conflict as exc:
+            raise ConfigError(
+                f"SM4LL_API_KEY: {exc.detail}, and no other administrator's key does."
+                " `sm4ll store key` makes a new one."
+            ) from exc
+
+
+@asynccontextmanager
+async def _prepared(settings: Settings) -> AsyncIterator[tuple[Database, Registry]]:
     await upgrade(database_url(settings))
     database = Database(database_url(settings))
     try:
         registry = Registry(database)
         await seed_tenants(database, registry, load_tenants(settings.tenants).tenants)
         await seed_experiments(database, load_experiments(settings.experiments).experiments)
-        return await _ensure_key(database, registry, local_key_file(settings))
+        yield database, registry
     finally:
         await database.close()
 
@@ -47,10 +87,7 @@ async def _ensure_key(database: Database, registry: Registry, file: Path) -> str
     if await _works(database, token):
         os.chmod(file, 0o600)
         return token
-    async with database.reading() as session:
-        is_missing = await find_tenant(session, TENANT) is None
-    if is_missing:
-        await _create_tenant(registry)
+    await _ensure_tenant(database, registry, ACTOR, TENANT, "This machine")
     key = await registry.create_key(ACTOR, TENANT, name=f"key of {file.parent}", scopes=SCOPES)
     _write_secret(file, key.token)
     return key.token
@@ -67,11 +104,14 @@ async def _works(database: Database, token: str) -> bool:
     return True
 
 
-async def _create_tenant(registry: Registry) -> None:
+async def _ensure_tenant(
+    database: Database, registry: Registry, actor: str, tenant_id: str, name: str
+) -> None:
+    async with database.reading() as session:
+        if await find_tenant(session, tenant_id) is not None:
+            return
     try:
-        await registry.create_tenant(
-            ACTOR, tenant_id=TENANT, name="This machine", policy=TenantPolicy()
-        )
+        await registry.create_tenant(actor, tenant_id=tenant_id, name=name, policy=TenantPolicy())
     except Conflict:
         pass  # another process was faster
 

@@ -13,7 +13,7 @@ from serve.store.audit import Act, append_record, lock_audit
 from serve.store.columns import utc_now
 from serve.store.engine import Database, Session
 from serve.store.ids import new_id
-from serve.store.keys import expire, get_key, insert_key, list_usable_with, revoke
+from serve.store.keys import expire, find_keys, get_key, insert_key, list_usable_with, revoke
 from serve.store.tables import ApiKey, Tenant
 from serve.store.tenants import (
     create_tenant,
@@ -23,7 +23,7 @@ from serve.store.tenants import (
     set_name,
     set_policy,
 )
-from serve.tenancy.keys import MintedKey, mint_key
+from serve.tenancy.keys import MintedKey, mint_key, parse_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,34 @@ class Registry:
             )
         return key
 
+    async def adopt_first_admin(
+        self, actor: str, tenant_id: str, token: str, *, name: str, scopes: Sequence[Scope]
+    ) -> bool:
+        """Whether the token, which was made elsewhere, became the first key of an administrator.
+
+        Not where one works already: what was rotated or revoked here does not come back because
+        somebody's settings still hold it.
+
+        Raises:
+            NotFound: there is no such tenant.
+            Conflict: there is a key with its id, which does not work any more.
+            Unauthenticated: it is no token of this system.
+        """
+        minted = MintedKey(parse_token(token), token)
+        async with self._act() as (session, now):
+            if await list_usable_with(session, "admin", now):
+                return False
+            await get_tenant(session, tenant_id)
+            if await find_keys(session, [minted.key_id]):
+                raise Conflict(
+                    f"the key {minted.key_id!r} does not work any more", remedy="take a new one"
+                )
+            key = await _insert(session, tenant_id, name, scopes, None, now, minted)
+            await _record(
+                session, now, actor, "key.create", tenant_id, key.row.id, _describe(key.row)
+            )
+        return True
+
     async def rotate_key(
         self, actor: str, tenant_id: str, key_id: str, *, overlap_s: float
     ) -> NewKey:
@@ -172,8 +200,9 @@ async def _insert(
     scopes: Sequence[Scope],
     expires_at: datetime | None,
     now: datetime,
+    minted: MintedKey | None = None,
 ) -> NewKey:
-    minted = mint_key()
+    minted = minted or mint_key()
     row = await insert_key(
         session,
         key_id=minted.key_id,
