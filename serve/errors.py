@@ -29,6 +29,11 @@ Sm4llError
   ClusterError              control plane; never rendered to a caller
     PackingImpossible
     RolloutFailed
+      RolloutTimedOut
+      RolloutRefused
+    ControlPlaneUnreachable
+    ControlPlaneRefused
+      FieldConflict
   Cancelled                 the caller left; nobody reads the answer
 ConfigError(ValueError)     start-up only
 """
@@ -281,6 +286,58 @@ class RolloutFailed(ClusterError):
 
     code = "rollout_failed"
     title = "The rollout failed"
+
+
+class RolloutTimedOut(RolloutFailed):
+    """What was applied did not become ready in time; it may still do so."""
+
+    code = "rollout_timed_out"
+    title = "The rollout takes too long"
+
+
+class RolloutRefused(RolloutFailed):
+    """Nothing was begun: somebody else is at it, or nobody agreed."""
+
+    code = "rollout_refused"
+    title = "The rollout was not begun"
+
+
+class ControlPlaneUnreachable(ClusterError):
+    """The Kubernetes API does not answer, or not in time."""
+
+    code = "control_plane_unreachable"
+    title = "The Kubernetes API does not answer"
+
+
+class ControlPlaneRefused(ClusterError):
+    """The Kubernetes API answered with a refusal."""
+
+    code = "control_plane_refused"
+    title = "The Kubernetes API refused"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        remedy: str = "",
+        retry_after_s: float | None = None,
+        http_status: int = 0,
+        reason: str = "",
+        causes: tuple[tuple[str, str], ...] = (),
+    ):
+        super().__init__(detail, remedy=remedy, retry_after_s=retry_after_s)
+        self.http_status = http_status
+        self.reason = reason
+        """Kubernetes' own word, such as `Invalid` or `AlreadyExists`."""
+        self.causes = causes
+        """(field, what is wrong with it), where it said so."""
+
+
+class FieldConflict(ControlPlaneRefused):
+    """Another field manager owns fields that would be changed; `causes` names both."""
+
+    code = "field_conflict"
+    title = "Somebody else owns these fields"
 
 
 class Cancelled(Sm4llError):

@@ -73,6 +73,11 @@ class Settings(BaseSettings):
     """Share of the requests whose caller traces nothing that are traced; those of a caller who does
     follow the caller. That is whoever sends a `traceparent`, with a key or without: where strangers
     come and the ratio is below 1, take that header off in front of the cluster."""
+    kubeconfig: str | None = Field(
+        default=None, validation_alias=AliasChoices("SM4LL_KUBECONFIG", "KUBECONFIG")
+    )
+    """How `sm4ll k8s` reaches a cluster (SM4LL_KUBECONFIG, or KUBECONFIG as kubectl reads it);
+    `~/.kube/config` when absent, or the pod's own account where it runs in the cluster."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Of this system's own loggers."""
     log_requests: bool = True
