@@ -1,91 +1,24 @@
 """A small control plane on loopback: real HTTP, discovery, server-side apply, watches, faults.
 
 It stores objects of any kind that it was told about, and runs no controllers: a test plays them
-by `put_status`. Simplified: two managers conflict where they want different values for one path;
-lists merge by `name` where all their items have one, and are one value otherwise.
+by `put_status` and `on_write`. Simplified: two managers conflict where they want different values
+for one path; lists merge by `name` where all their items have one, and are one value otherwise.
 """
 
-import base64
-import copy
-import itertools
 import json
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.kube_fields import FieldConflicts, Fields, fill_defaults, merge_applied
-
-Manifest = dict[str, Any]
-
-# (apiVersion, kind, plural, namespaced): what our manifests and commands use.
-KINDS: tuple[tuple[str, str, str, bool], ...] = (
-    ("v1", "Namespace", "namespaces", False),
-    ("v1", "Node", "nodes", False),
-    ("v1", "Pod", "pods", True),
-    ("v1", "Event", "events", True),
-    ("v1", "Service", "services", True),
-    ("v1", "Endpoints", "endpoints", True),
-    ("v1", "Secret", "secrets", True),
-    ("v1", "ConfigMap", "configmaps", True),
-    ("v1", "ServiceAccount", "serviceaccounts", True),
-    ("v1", "PersistentVolumeClaim", "persistentvolumeclaims", True),
-    ("v1", "PersistentVolume", "persistentvolumes", False),
-    ("v1", "ResourceQuota", "resourcequotas", True),
-    ("v1", "LimitRange", "limitranges", True),
-    ("apps/v1", "Deployment", "deployments", True),
-    ("apps/v1", "ReplicaSet", "replicasets", True),
-    ("apps/v1", "StatefulSet", "statefulsets", True),
-    ("apps/v1", "DaemonSet", "daemonsets", True),
-    ("batch/v1", "Job", "jobs", True),
-    ("batch/v1", "CronJob", "cronjobs", True),
-    ("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers", True),
-    ("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets", True),
-    ("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies", True),
-    ("networking.k8s.io/v1", "Ingress", "ingresses", True),
-    ("networking.k8s.io/v1", "IngressClass", "ingressclasses", False),
-    ("rbac.authorization.k8s.io/v1", "Role", "roles", True),
-    ("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings", True),
-    ("rbac.authorization.k8s.io/v1", "ClusterRole", "clusterroles", False),
-    ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", "clusterrolebindings", False),
-    ("scheduling.k8s.io/v1", "PriorityClass", "priorityclasses", False),
-    ("storage.k8s.io/v1", "StorageClass", "storageclasses", False),
-    ("discovery.k8s.io/v1", "EndpointSlice", "endpointslices", True),
-    ("coordination.k8s.io/v1", "Lease", "leases", True),
-    ("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions", False),
-    ("ray.io/v1", "RayService", "rayservices", True),
-    ("ray.io/v1", "RayCluster", "rayclusters", True),
-    ("ray.io/v1", "RayJob", "rayjobs", True),
-    ("gateway.networking.k8s.io/v1", "GatewayClass", "gatewayclasses", False),
-    ("gateway.networking.k8s.io/v1", "Gateway", "gateways", True),
-    ("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes", True),
-    ("gateway.networking.k8s.io/v1", "ReferenceGrant", "referencegrants", True),
-    ("monitoring.coreos.com/v1", "PodMonitor", "podmonitors", True),
-    ("monitoring.coreos.com/v1", "ServiceMonitor", "servicemonitors", True),
-    ("monitoring.coreos.com/v1", "PrometheusRule", "prometheusrules", True),
-    ("external-secrets.io/v1", "ExternalSecret", "externalsecrets", True),
-    ("kueue.x-k8s.io/v1beta1", "LocalQueue", "localqueues", True),
-)
-# Whose spec never changes: a Job's pods are made of its template.
-IMMUTABLE = {"Job": ("spec", "template")}
-REASONS = {
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "NotFound",
-    409: "Conflict",
-    410: "Expired",
-    422: "Invalid",
-    429: "TooManyRequests",
-    500: "InternalError",
-    503: "ServiceUnavailable",
-}
-MAX_HISTORY = 1000
+from tests.kube_kinds import Asked, Manifest, Refused, selects
+from tests.kube_objects import KubeObjects
 
 
 @dataclass(frozen=True)
@@ -99,88 +32,24 @@ class Fault:
     """The connection ends without an answer."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A request as it arrived."""
-
-    method: str
-    path: str
-    query: dict[str, str]
-    body: Any
-    token: str
-
-
-class Refused(Exception):
-    """Becomes a `Status` body."""
-
-    def __init__(self, code: int, message: str, reason: str = "", causes: tuple[Any, ...] = ()):
-        super().__init__(message)
-        self.code, self.message, self.causes = code, message, causes
-        self.reason = reason or REASONS.get(code, "")
-
-    def status(self) -> Manifest:
-        details = {"details": {"causes": list(self.causes)}} if self.causes else {}
-        return {
-            "kind": "Status",
-            "apiVersion": "v1",
-            "metadata": {},
-            "status": "Failure",
-            "message": self.message,
-            "reason": self.reason,
-            "code": self.code,
-            **details,
-        }
-
-
-@dataclass
-class Stored:
-    """One object, and who owns which of its fields."""
-
-    object: Manifest
-    fields: Fields = field(default_factory=Fields)
-
-
-Key = tuple[str, str, str, str]
-"""apiVersion, plural, namespace, name."""
-Change = tuple[int, str, Key, Manifest]
-
-
-class KubeServer:
-    """The cluster's memory, and what a test does to it."""
+class KubeServer(KubeObjects):
+    """The cluster: its memory, its endpoints, and the faults a test gives it."""
 
     def __init__(self, *, missing: tuple[str, ...] = (), version: str = "v1.36.2"):
         """
         Args:
             missing: Groups (or apiVersions) that are not installed.
         """
+        super().__init__(missing)
         self.version = version
-        self.kinds = [
-            one
-            for one in KINDS
-            if one[0] not in missing and one[0].partition("/")[0] not in missing
-        ]
-        self.objects: dict[Key, Stored] = {}
-        self.asked: list[Asked] = []
         self.logs: dict[str, str] = {}
         """By pod, or pod/container."""
         self.token: str | None = None
         """The only one that is accepted; any, where None."""
         self.forbidden: set[tuple[str, str]] = set()
         """(verb, plural) that access reviews deny."""
-        self.refuse_apply: Callable[[Manifest], str | None] = lambda manifest: None
-        """Plays an admission webhook: why not, or None."""
-        self.on_write: Callable[[str, Manifest], None] = lambda verb, manifest: None
-        """Plays controllers: called after each write that is not a dry run."""
-        self.kept: set[str] = set()
-        """Kinds whose objects wait for `finish_deletion`, as if they had a finalizer."""
         self.port = 0
         self._faults: list[tuple[str, str, Fault]] = []
-        self._history: list[Change] = []
-        self._forgotten = 0
-        self._counter = itertools.count(1000)
-        self._now = 1000
-        self._changed = threading.Condition(threading.RLock())
-        self._num_drops = 0
         self._is_closed = False
 
     # What a test does
@@ -205,45 +74,6 @@ class KubeServer:
             self._forgotten = self._now
             self._num_drops += 1
             self._changed.notify_all()
-
-    def put(self, manifest: Manifest, namespace: str | None = None) -> Manifest:
-        """As somebody else (`kubectl`) would: created, or replaced whole."""
-        with self._changed:
-            return self._write(self._key_of(manifest, namespace), manifest, "kubectl")
-
-    def put_status(self, kind: str, name: str, status: Manifest, namespace: str = "sm4ll") -> None:
-        """As a controller does: the status alone, without a new generation."""
-        with self._changed:
-            stored = self.find(kind, name, namespace)
-            assert stored is not None, f"no {kind} {name}"
-            stored.object["status"] = copy.deepcopy(status)
-            self._tell("MODIFIED", self._key_of(stored.object, namespace), stored.object)
-
-    def find(self, kind: str, name: str, namespace: str = "sm4ll") -> Stored | None:
-        for (_, _, where, called), stored in self.objects.items():
-            if stored.object["kind"] == kind and called == name and where in (namespace, ""):
-                return stored
-        return None
-
-    def names(self, kind: str) -> list[str]:
-        return sorted(key[3] for key, one in self.objects.items() if one.object["kind"] == kind)
-
-    def remove(self, kind: str, name: str, namespace: str = "sm4ll") -> None:
-        """As the garbage collector, or somebody else."""
-        with self._changed:
-            stored = self.find(kind, name, namespace)
-            assert stored is not None, f"no {kind} {name}"
-            self._drop(self._key_of(stored.object, namespace))
-
-    finish_deletion = remove
-
-    def writes(self) -> list[tuple[str, str]]:
-        """(method, path) of everything that changed something, in order."""
-        return [
-            (one.method, one.path)
-            for one in self.asked
-            if one.method != "GET" and "dryRun" not in one.query and "reviews" not in one.path
-        ]
 
     def kubeconfig(self, folder: Path, token: str = "first", namespace: str = "sm4ll") -> Path:
         """A kubeconfig whose token lies in the file `token` beside it."""
@@ -352,170 +182,6 @@ class KubeServer:
         lines = text.splitlines(keepends=True)
         return "".join(lines[-int(query.get("tailLines", len(lines))) :]) if lines else ""
 
-    def _read(self, key: Key) -> Manifest:
-        if key not in self.objects:
-            raise Refused(404, f'{key[1]} "{key[3]}" not found')
-        return self._shown(self.objects[key])
-
-    def _list(self, key: Key, kind: str, query: dict[str, str]) -> Manifest:
-        found = [
-            self._shown(stored)
-            for at, stored in sorted(self.objects.items())
-            if at[:2] == key[:2] and key[2] in ("", at[2]) and selects(query, stored.object)
-        ]
-        for one in found:  # as the real one: what a list's items are, the list says
-            del one["apiVersion"], one["kind"]
-        start, limit = int(query.get("continue", "0")), int(query.get("limit", "0")) or len(found)
-        metadata = {"resourceVersion": str(self._now)}
-        if start + limit < len(found):
-            metadata["continue"] = str(start + limit)
-        items = found[start : start + limit]
-        return {
-            "kind": f"{kind}List",
-            "apiVersion": key[0],
-            "metadata": metadata,
-            "items": items,
-        }
-
-    def _apply(self, key: Key, asked: Asked) -> tuple[int, Manifest]:
-        manager, force = asked.query["fieldManager"], asked.query.get("force") == "true"
-        reason = self.refuse_apply(asked.body)
-        if reason is not None:
-            raise Refused(403, f'admission webhook "policy.example" denied the request: {reason}')
-        stored = copy.deepcopy(self.objects.get(key)) or Stored({})
-        try:
-            merged = merge_applied(stored.object, stored.fields, asked.body, manager, force)
-        except FieldConflicts as exc:
-            causes = tuple(
-                {"reason": "FieldManagerConflict", "message": f'conflict with "{who}"', "field": at}
-                for at, who in exc.found
-            )
-            told = f"Apply failed with {len(causes)} conflict(s): {causes[0]['message']}"
-            raise Refused(409, told, causes=causes) from exc
-        self._check_immutable(key, merged)
-        if "dryRun" in asked.query:
-            return 200, self._dressed(key, merged, stored.fields)
-        existed = key in self.objects
-        written = self._write(key, merged, manager, stored.fields)
-        return (200 if existed else 201), written
-
-    def _create(self, key: Key, asked: Asked) -> tuple[int, Manifest]:
-        metadata = asked.body["metadata"]
-        name = metadata.get("name") or f"{metadata['generateName']}{next(self._counter)}"
-        key = (*key[:3], name)
-        if key in self.objects:
-            raise Refused(409, f'{key[1]} "{name}" already exists', "AlreadyExists")
-        body = {**asked.body, "metadata": {**metadata, "name": name}}
-        if "dryRun" in asked.query:
-            return 201, self._dressed(key, body, Fields())
-        return 201, self._write(key, body, asked.query.get("fieldManager", "unknown"))
-
-    def _replace(self, key: Key, asked: Asked) -> tuple[int, Manifest]:
-        here = self._read(key)
-        wanted = asked.body["metadata"].get("resourceVersion")
-        if wanted not in (None, here["metadata"]["resourceVersion"]):
-            raise Refused(409, "the object has been modified; please apply your changes to it")
-        self._check_immutable(key, asked.body)
-        return 200, self._write(key, asked.body, asked.query.get("fieldManager", "unknown"))
-
-    def _delete(self, key: Key, asked: Asked) -> tuple[int, Manifest]:
-        here = self._read(key)
-        uid = (asked.body or {}).get("preconditions", {}).get("uid")
-        if uid not in (None, here["metadata"]["uid"]):
-            raise Refused(409, "the UID in the precondition does not match")
-        if "dryRun" in asked.query:
-            return 200, here
-        if here["kind"] in self.kept:
-            stored = self.objects[key]
-            stored.object["metadata"]["deletionTimestamp"] = "2026-11-26T00:00:00Z"
-            self._tell("MODIFIED", key, stored.object)
-        else:
-            self._drop(key)
-        self.on_write("DELETE", here)
-        return 200, {"kind": "Status", "apiVersion": "v1", "status": "Success"}
-
-    def _check_immutable(self, key: Key, wanted: Manifest) -> None:
-        before = self.objects.get(key)
-        path = IMMUTABLE.get(wanted["kind"])
-        if before is None or path is None:
-            return
-        old, new = before.object, fill_defaults(copy.deepcopy(wanted))
-        for step in path:
-            old, new = old.get(step, {}), new.get(step, {})
-        if old != new:
-            raise Refused(422, f"{'.'.join(path)}: Invalid value: field is immutable")
-
-    def _key_of(self, manifest: Manifest, namespace: str | None = None) -> Key:
-        metadata, kind = manifest["metadata"], manifest["kind"]
-        for api_version, called, plural, namespaced in self.kinds:
-            if (api_version, called) == (manifest["apiVersion"], kind):
-                where = metadata.get("namespace") or namespace or "sm4ll"
-                return api_version, plural, where if namespaced else "", metadata["name"]
-        raise KeyError(kind)
-
-    def _dressed(self, key: Key, manifest: Manifest, fields: Fields) -> Manifest:
-        """With all that the server adds."""
-        before = self.objects.get(key)
-        one = fill_defaults(copy.deepcopy(manifest))
-        old = before.object["metadata"] if before else {}
-        metadata = one["metadata"]
-        metadata["name"] = key[3]
-        if key[2]:
-            metadata["namespace"] = key[2]
-        is_same = before is not None and before.object.get("spec") == one.get("spec")
-        generation = old.get("generation", 0)
-        metadata["uid"] = old.get("uid") or f"uid-{next(self._counter)}"
-        metadata["creationTimestamp"] = old.get("creationTimestamp", "2026-11-26T00:00:00Z")
-        metadata["generation"] = generation if is_same else generation + 1
-        metadata["resourceVersion"] = old.get("resourceVersion", "")
-        metadata["managedFields"] = fields.as_managed_fields(one["apiVersion"])
-        if before and "status" in before.object and "status" not in one:
-            one["status"] = copy.deepcopy(before.object["status"])
-        if one["kind"] == "Secret" and "stringData" in one:
-            coded = {k: base64.b64encode(v.encode()).decode() for k, v in one["stringData"].items()}
-            one["data"] = {**one.get("data", {}), **coded}
-            del one["stringData"]
-        return one
-
-    def _write(
-        self, key: Key, manifest: Manifest, manager: str, fields: Fields | None = None
-    ) -> Manifest:
-        if fields is None:
-            before = self.objects.get(key)
-            fields = before.fields if before else Fields()
-            fields.own_all(manager, manifest, before.object if before else {})
-        one = self._dressed(key, manifest, fields)
-        is_new = key not in self.objects
-        had = {} if is_new else self.objects[key].object
-        if not is_new and _bare(had) == _bare(one):
-            self.objects[key].fields = fields  # as the real one: no change, no new version
-            return self._shown(self.objects[key])
-        self.objects[key] = Stored(one, fields)
-        self._tell("ADDED" if is_new else "MODIFIED", key, one)
-        self.on_write("POST" if is_new else "PATCH", one)
-        return self._shown(self.objects[key])
-
-    def _shown(self, stored: Stored) -> Manifest:
-        return copy.deepcopy(stored.object)
-
-    def _drop(self, key: Key) -> None:
-        one = self.objects.pop(key).object
-        self._tell("DELETED", key, one)
-        if one["kind"] == "Namespace":
-            for inside in [at for at in self.objects if at[2] == key[3]]:
-                self._drop(inside)
-        uid = one["metadata"]["uid"]
-        for at, stored in list(self.objects.items()):
-            owners = stored.object["metadata"].get("ownerReferences", [])
-            if at in self.objects and any(owner["uid"] == uid for owner in owners):
-                self._drop(at)
-
-    def _tell(self, event: str, key: Key, one: Manifest) -> None:
-        self._now += 1
-        one["metadata"]["resourceVersion"] = str(self._now)
-        self._history = [*self._history[-MAX_HISTORY:], (self._now, event, key, copy.deepcopy(one))]
-        self._changed.notify_all()
-
     # Watches
 
     def watch(self, asked: Asked, api_version: str, rest: list[str]) -> Iterator[Manifest | None]:
@@ -564,52 +230,6 @@ class KubeServer:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-
-
-def _bare(one: Manifest) -> Manifest:
-    hidden = ("managedFields", "resourceVersion", "generation")
-    return {**one, "metadata": {k: v for k, v in one["metadata"].items() if k not in hidden}}
-
-
-def selects(query: dict[str, str], one: Manifest) -> bool:
-    """Equality (`a=b`, `a==b`, `a!=b`), presence (`a`, `!a`) and `a in (b,c)`."""
-    labels = one["metadata"].get("labels") or {}
-    for term in _terms(query.get("labelSelector", "")):
-        name, is_in, values = term.partition(" in ")
-        if is_in:
-            if labels.get(name) not in values.strip("() ").replace(" ", "").split(","):
-                return False
-        elif "!=" in term:
-            name, _, value = term.partition("!=")
-            if labels.get(name) == value:
-                return False
-        elif "=" in term:
-            name, _, value = term.replace("==", "=").partition("=")
-            if labels.get(name) != value:
-                return False
-        elif term.startswith("!") == (term.lstrip("!") in labels):
-            return False
-    for term in _terms(query.get("fieldSelector", "")):
-        name, _, value = term.replace("==", "=").partition("=")
-        found: Any = one
-        for step in name.split("."):
-            found = found.get(step, {}) if isinstance(found, dict) else {}
-        if str(found or "") != value:
-            return False
-    return True
-
-
-def _terms(selector: str) -> list[str]:
-    """Split at commas outside parentheses."""
-    terms, depth, term = [], 0, ""
-    for letter in selector:
-        depth += (letter == "(") - (letter == ")")
-        if letter == "," and not depth:
-            terms.append(term.strip())
-            term = ""
-        else:
-            term += letter
-    return [*terms, term.strip()] if term.strip() else terms
 
 
 class _Server(ThreadingHTTPServer):
