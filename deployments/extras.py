@@ -5,7 +5,10 @@ from contextlib import contextmanager
 
 from serve.errors import BundleInvalid
 
-DIFFUSION = ("torch", "diffusers", "transformers", "peft", "safetensors", "accelerate")
+DIFFUSION = (
+    *("torch", "diffusers", "transformers", "peft", "safetensors", "accelerate"),
+    "huggingface_hub",
+)
 """Libraries of the extra `diffusion`."""
 
 

@@ -4,8 +4,9 @@ Reads no weights into memory.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx2
 
@@ -23,6 +24,23 @@ SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
 DUPLICATES = ("*.fp16*", "*.non_ema*")
 
 
+class Reading(NamedTuple):
+    """Which files of a source are wanted: the same for whoever fetches and whoever loads."""
+
+    patterns: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
+
+    def allowed(self, source: ModelSource) -> list[str]:
+        """The patterns, within the source's subfolder."""
+        inside = f"{source.subfolder}/" if source.subfolder else ""
+        return [inside + pattern for pattern in self.patterns]
+
+
+FOLDER = Reading((WEIGHTS, *SETTINGS))
+# One file at the top is all components once more, for single-file readers.
+PIPELINE = Reading((f"*/{WEIGHTS}", *SETTINGS), DUPLICATES)
+
+
 class WeightStore:
     """Finds what one bundle names. Never hands out a directory that it did not check."""
 
@@ -36,26 +54,26 @@ class WeightStore:
         Raises:
             BundleInvalid: not there, not reachable, pickles only, or not what sha256 says.
         """
-        return str(self._checked(source, self._root(source, (WEIGHTS, *SETTINGS))))
+        return str(self.find(source, FOLDER))
 
     def locate_root(self, source: ModelSource) -> str:
         """The same, checked the same, for readers who enter the subfolder themselves."""
-        root = self._root(source, (WEIGHTS, *SETTINGS))
+        root = self._root(source, FOLDER)
         self._checked(source, root)
         return str(root)
 
     def locate_pipeline(self, source: ModelSource) -> str:
         """A whole pipeline: like `locate`, without what a repository holds for other readers."""
-        # One file at the top is all components once more, for single-file readers.
-        patterns = (f"*/{WEIGHTS}", *SETTINGS)
-        return str(self._checked(source, self._root(source, patterns, DUPLICATES)))
+        return str(self.find(source, PIPELINE))
 
-    def _root(
-        self, source: ModelSource, patterns: Sequence[str], ignored: Sequence[str] = ()
-    ) -> Path:
+    def find(self, source: ModelSource, reading: Reading) -> Path:
+        """What the three above find: the source's own folder, checked as they check it."""
+        return self._checked(source, self._root(source, reading))
+
+    def _root(self, source: ModelSource, reading: Reading) -> Path:
         path = source.located(self._home).path
         if path is None:
-            return self._fetch(source, patterns, ignored)
+            return self._fetch(source, reading)
         if not path.is_dir():
             raise BundleInvalid(
                 f"{path}: no such directory",
@@ -63,20 +81,19 @@ class WeightStore:
             )
         return path
 
-    def _fetch(self, source: ModelSource, patterns: Sequence[str], ignored: Sequence[str]) -> Path:
+    def _fetch(self, source: ModelSource, reading: Reading) -> Path:
         # Half a second to import, and of no use to whoever reads directories.
         from huggingface_hub import snapshot_download
 
         config = self._config
-        inside = f"{source.subfolder}/" if source.subfolder else ""
         try:
             folder = snapshot_download(
                 source.repo,
                 revision=source.revision,
                 cache_dir=config.cache_dir,
                 local_files_only=config.local_files_only,
-                allow_patterns=[inside + pattern for pattern in patterns],
-                ignore_patterns=list(ignored),
+                allow_patterns=reading.allowed(source),
+                ignore_patterns=list(reading.ignored),
             )
         except (OSError, ValueError, httpx2.HTTPError) as exc:
             raise BundleInvalid(

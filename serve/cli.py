@@ -15,7 +15,9 @@ from serve.commands import (
     defaults,
     experiments,
     experts,
+    fetch,
     jobs,
+    k8s_status,
     keys,
     listing,
     observability,
@@ -58,6 +60,7 @@ versions.callback(invoke_without_command=True)(listing.experts)
 versions.command("list")(defaults.list_experts)
 versions.command()(defaults.default)
 versions.command()(experts.freeze)
+versions.command()(fetch.fetch)
 for of_version in (served.deploy, served.undeploy, served.served):
     versions.command()(of_version)
 app.add_typer(versions, name="experts")
@@ -170,6 +173,8 @@ app.add_typer(watched, name="observability")
 clusters = typer.Typer(
     help="The cluster on Kubernetes, by the KubeRay operator.", no_args_is_help=True
 )
+clusters.command()(k8s_status.status)
+clusters.command()(k8s_status.wait)
 app.add_typer(clusters, name="k8s")
 
 app.command()(usage.usage)

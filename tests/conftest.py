@@ -8,6 +8,7 @@ import pytest
 
 from serve.client import Client
 from serve.settings import CONFIGS_DIR, export_ray_flags, free_port
+from tests.hub_server import hub  # noqa: F401
 from tests.postgres import postgres  # noqa: F401
 from tests.redis_server import redis_server  # noqa: F401
 from tests.stores import (  # noqa: F401

@@ -1,11 +1,7 @@
 """Weights come from where the bundle says, as safetensors, or are refused by name."""
 
 import hashlib
-import json
 import os
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,18 +12,9 @@ from deployments.weights import PICKLES, WeightStore, digest_weights
 from serve.config import WeightsConfig
 from serve.errors import BundleInvalid
 from serve.settings import free_port
+from tests.hub_server import FILES, REVISION, Hub, use_hub
 
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 SOURCE = ModelSource(repo="owner/name", revision=REVISION)
-FILES = {
-    "model_index.json": b"{}",
-    "unet/model.safetensors": b"unet",
-    "unet/model.fp16.safetensors": b"half",
-    "unet/model.bin": b"pickle",
-    "tokenizer/merges.txt": b"a b",
-    "whole.safetensors": b"everything once more",
-    "README.md": b"# name",
-}
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -135,7 +122,7 @@ def test_cached_commit_is_found_without_asking_the_hub(tmp_path: Path) -> None:
 
 
 def test_commit_that_is_not_cached_is_refused_without_asking_the_hub(
-    tmp_path: Path, hub: "Hub"
+    tmp_path: Path, hub: Hub
 ) -> None:
     write_snapshot(tmp_path)
     other = ModelSource(repo="owner/name", revision="f" * 40)
@@ -154,7 +141,7 @@ def test_cached_pickle_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_offline_mode_serves_what_is_cached_and_refuses_the_rest(
-    tmp_path: Path, hub: "Hub", monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     snapshot = write_snapshot(tmp_path)
@@ -163,62 +150,6 @@ def test_offline_mode_serves_what_is_cached_and_refuses_the_rest(
     with pytest.raises(BundleInvalid, match="outgoing traffic has been disabled"):
         store(tmp_path, cache_dir=tmp_path).locate(other)
     assert hub.asked == []
-
-
-class Hub:
-    """The hub's two calls that a download takes, for one repository at one commit."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    hub = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            hub.asked.append(self.path)
-            if self.path.startswith(f"/api/models/owner/name/tree/{REVISION}"):
-                entries = [
-                    {"type": "file", "path": name, "size": len(data), "oid": "0"}
-                    for name, data in FILES.items()
-                ]
-                self._answer(json.dumps(entries).encode())
-            elif self.path.startswith(f"/owner/name/resolve/{REVISION}/"):
-                self._answer(FILES[self.path.partition(f"{REVISION}/")[2]])
-            else:
-                self.send_error(404)
-
-        do_HEAD = do_GET
-
-        def _answer(self, body: bytes) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-            self.send_header("X-Repo-Commit", REVISION)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    use_hub(monkeypatch, server.server_port)
-    yield hub
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def use_hub(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-    url = f"http://127.0.0.1:{port}"
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 def names(folder: str) -> set[str]:
