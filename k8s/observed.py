@@ -16,7 +16,12 @@ from serve.config import FamilyConfig
 
 HERE = Path(__file__).parent
 RULES = "observability/rules"
-WRITTEN_BY_HAND = ("observability/otel-collector.yaml", "observability/prometheus.yaml")
+WRITTEN_BY_HAND = (
+    "observability/otel-collector.yaml",
+    "observability/prometheus.yaml",
+    "observability/collector.yaml",
+    "observability/kustomization.yaml",
+)
 """What no family changes."""
 DASHBOARDS = "dashboards/generated"
 HEADLINE = "Written by `sm4ll observability render`: change the family file, not this one."
