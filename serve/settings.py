@@ -13,7 +13,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from serve import __version__
 from serve.ray_flags import flags_for
 
-CONFIGS_DIR = Path(__file__).resolve().parents[1] / "configs"
+_HOME = Path(__file__).resolve().parents[1]
+# A wheel has them beside the packages, under a name of their own; see pyproject.toml.
+_PACKED = _HOME / "sm4ll_serve_configs"
+CONFIGS_DIR = _PACKED if _PACKED.is_dir() else _HOME / "configs"
 TRACING_FLAGS: Mapping[str, str] = {
     "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "serve.observing.exporting:span_processors",
     "OTEL_SERVICE_NAME": "sm4ll-serve",
