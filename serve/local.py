@@ -12,23 +12,21 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
-from ray import serve as rayserve
-from ray.serve.context import _get_global_client
-from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
-from serve.app import AppArgs, build_app
+from deployments.bundle import load_family
+from deployments.judge_models import load_judge
 from serve.errors import ConfigError
-from serve.observing.logs import LOGGING_CONFIG
-from serve.scaling import POLICY
-from serve.served import shorten_traceback
 from serve.settings import Settings, export_data_dir, forget_metrics, free_port, metrics_file
-from serve.tenancy.embedded import prepare_store
 
-APP_NAME = "sm4ll"
+if TYPE_CHECKING:
+    from serve.local_app import LocalApp
+
 # Crops and copies live in it for one request; Ray's default of a third of the memory is for
 # clusters.
 OBJECT_STORE_BYTES = 1 * 2**30
@@ -65,6 +63,7 @@ class LocalCluster:
     def __init__(self, options: LocalOptions):
         self._options = options
         self._api_key: str | None = None
+        self._app: LocalApp | None = None
         self._metrics_port = options.metrics_port or free_port()
 
     @property
@@ -73,7 +72,7 @@ class LocalCluster:
 
     @property
     def api_key(self) -> str | None:
-        """The local key; known once `start` has begun."""
+        """The local key; known once Ray runs."""
         return self._api_key
 
     @property
@@ -97,11 +96,20 @@ class LocalCluster:
         options = self._options
         _require_free_port(options.host, options.port)
         _require_free_port("127.0.0.1", self._metrics_port)
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        args = AppArgs(family=(options.family or Settings().family).resolve())
-        self._api_key = self._prepare_store()
-        # The controller has the graph built elsewhere, and would tell of a mistake much later.
-        build_app(args)
+        family = (options.family or Settings().family).absolute()
+        _require_readable(family)
+        # Before Ray starts: its processes look where this one's environment says.
+        export_data_dir(options.data_dir or Settings().data_dir)
+        with ThreadPoolExecutor(1, thread_name_prefix="ground") as aside:
+            ground = aside.submit(_lay_ground)
+            self._start_ray()
+            self._app, self._api_key = ground.result()
+        metrics_file(Settings()).write_text(f"{self.metrics_url}\n")
+        self._app.deploy(family, options.host, options.port)
+        self._wait(self._app, on_progress, stopped)
+
+    def _start_ray(self) -> None:
+        options = self._options
         with _own_signal(signal.SIGTERM):
             ray.init(
                 address="local",
@@ -113,27 +121,17 @@ class LocalCluster:
                 object_store_memory=OBJECT_STORE_BYTES,
                 _metrics_export_port=self._metrics_port,
             )
-        metrics_file(Settings()).write_text(f"{self.metrics_url}\n")
-        http_options = {"host": options.host, "port": options.port, "request_timeout_s": 120.0}
-        rayserve.start(http_options=http_options, logging_config=LOGGING_CONFIG)
-        _deploy(args)
-        self._wait(on_progress, stopped)
 
-    def _prepare_store(self) -> str:
-        # Before Ray starts: its processes look where this one's environment says.
-        export_data_dir(self._options.data_dir or Settings().data_dir)
-        return asyncio.run(prepare_store(Settings()))
-
-    def _wait(self, on_progress: OnProgress, stopped: threading.Event) -> None:
+    def _wait(self, app: "LocalApp", on_progress: OnProgress, stopped: threading.Event) -> None:
         num_polls = int(self._options.timeout_s / POLL_S)
         for _ in range(num_polls):
-            status = rayserve.status().applications[APP_NAME]
-            if status.deployments:  # none while the graph is built
-                on_progress({name: str(d.status.value) for name, d in status.deployments.items()})
-            if status.status == "RUNNING":
+            progress = app.look()
+            if progress.deployments:
+                on_progress(progress.deployments)
+            if progress.is_running:
                 return
-            if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                raise StartFailed(_reasons(status.message, status.deployments))
+            if progress.failure is not None:
+                raise StartFailed(progress.failure)
             if stopped.wait(POLL_S):
                 return
         raise StartFailed(f"not running after {self._options.timeout_s:.0f} s")
@@ -144,7 +142,8 @@ class LocalCluster:
             forget_metrics(Settings(), self.metrics_url)
             # The controller kills itself while answering, which Ray prints as a failed task.
             with contextlib.redirect_stdout(io.StringIO()):
-                rayserve.shutdown()
+                if self._app is not None:
+                    self._app.stop()
                 ray.shutdown()
 
 
@@ -163,31 +162,20 @@ def _own_signal(number: signal.Signals) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _deploy(args: AppArgs) -> None:
-    """Hand the application over as a config, the only way in which Serve takes its policy.
-
-    The public ways there are the dashboard's REST API and the command that calls it: half a
-    gigabyte and seconds more for one call. `_get_global_client` is what that API itself calls.
-    """
-    app = ServeApplicationSchema(
-        name=APP_NAME,
-        route_prefix="/",
-        import_path="serve.app:build_app",
-        args=args.model_dump(mode="json"),
-        autoscaling_policy={"policy_function": POLICY},
-    )
-    client = _get_global_client()
-    assert client is not None  # it raises where there is none
-    client.deploy_apps(ServeDeploySchema(applications=[app], logging_config=LOGGING_CONFIG))
+def _require_readable(family: Path) -> None:
+    """The controller has the graph built elsewhere, and would tell of a mistake much later."""
+    config, _ = load_family(family)
+    if config.judge is not None:
+        load_judge(family, config.judge)
 
 
-def _reasons(message: str, deployments: Mapping[str, object]) -> str:
-    failed = [
-        f"{name}: {shorten_traceback(text)}"
-        for name, d in deployments.items()
-        if (text := str(getattr(d, "message", "")))
-    ]
-    return "\n".join(failed or [shorten_traceback(message)])
+def _lay_ground() -> tuple["LocalApp", str]:
+    """What comes after Ray, and its local key: done while Ray starts, which waits three seconds for
+    processes of its own. The imports are here for their time, no less than the work."""
+    from serve.local_app import LocalApp
+    from serve.tenancy.embedded import prepare_store
+
+    return LocalApp(), asyncio.run(prepare_store(Settings()))
 
 
 def _require_free_port(host: str, port: int) -> None:

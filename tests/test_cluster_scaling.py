@@ -10,7 +10,7 @@ import pytest
 from ray import serve as rayserve
 
 from serve.client import Client
-from serve.local import APP_NAME
+from serve.local_app import APP_NAME
 from serve.schemas.tryon import TryOnOptions
 from tests.pictures import box_mask, encoded, photo
 

@@ -17,6 +17,7 @@ MAY_IMPORT_RAY = {
     "serve/fleet.py",
     "serve/least_loaded.py",
     "serve/local.py",
+    "serve/local_app.py",
     "serve/ray_meter.py",
     "serve/trace_headers.py",
     "serve/transports.py",

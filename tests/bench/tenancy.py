@@ -43,7 +43,8 @@ from serve.client import Client
 from serve.config import FamilyConfig
 from serve.fetching.fetch import Fetcher
 from serve.imaging.limits import ImageLimits
-from serve.local import APP_NAME, LocalCluster, LocalOptions
+from serve.local import LocalCluster, LocalOptions
+from serve.local_app import APP_NAME
 from serve.messages import ExpertReply, ExpertRequest, SegmentReply, SegmentRequest
 from serve.observing.watch import Stopwatch
 from serve.pipeline import Pipeline
