@@ -177,6 +177,11 @@ class FootprintFile(Config):
     footprints: tuple[Footprint, ...] = ()
 
 
+def flat_footprint_path(folder: Path) -> Path:
+    """`eye.1.footprint.yaml`, where there are no folders: in a mounted ConfigMap."""
+    return folder.with_name(f"{folder.name}.{FOOTPRINT_FILE}")
+
+
 def load_footprints(bundle: Measurable) -> tuple[Footprint, ...]:
     """Everything measured of a version; empty when nothing was.
 
@@ -184,6 +189,8 @@ def load_footprints(bundle: Measurable) -> tuple[Footprint, ...]:
         ConfigError: there is a file, and it cannot be used.
     """
     path = bundle.folder / FOOTPRINT_FILE
+    if not path.is_file():
+        path = flat_footprint_path(bundle.folder)
     if not path.is_file():
         return ()
     return load_yaml(path, FootprintFile).footprints

@@ -1,9 +1,10 @@
 """Where weights come from: a directory of this machine, or a hub repository at one commit."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from serve.config import Config
 
@@ -46,3 +47,13 @@ class ModelSource(Config):
         if self.path is None or self.path.is_absolute():
             return self
         return self.model_copy(update={"path": (home / self.path).resolve()})
+
+
+def find_sources(config: BaseModel, place: str = "") -> Iterator[tuple[str, ModelSource]]:
+    """Every place of a bundle that names weights, with where it is."""
+    for name, value in config:
+        here = f"{place}.{name}" if place else name
+        if isinstance(value, ModelSource):
+            yield here, value
+        elif isinstance(value, BaseModel):
+            yield from find_sources(value, here)

@@ -23,6 +23,7 @@ from serve.added import build_deployment
 from serve.config import ReplicaPlan
 from serve.job_runner import JobRunner
 from serve.ray_meter import RayMeter
+from serve.revision import wait_for_revision
 from serve.router import IngressRouter
 from serve.settings import Settings
 
@@ -34,6 +35,9 @@ class AppArgs(BaseModel):
 
     family: Path | None = None
     """The family file; `SM4LL_FAMILY` or the shipped one when absent."""
+    revision: str | None = None
+    """Build from no other documents than these (serve/revision.py), and wait until they are there:
+    a mounted ConfigMap follows late. None: from those that are there."""
 
 
 def build_app(args: AppArgs) -> Application:
@@ -42,7 +46,9 @@ def build_app(args: AppArgs) -> Application:
     Raises:
         ConfigError: the family or one of its bundles cannot be used.
     """
-    path = (args.family or Settings().family).resolve()
+    path = (args.family or Settings().family).absolute()
+    if args.revision is not None:
+        wait_for_revision(path, args.revision)
     family, bundles = load_family(path)
     segmenters = {
         masker_id: build_deployment(

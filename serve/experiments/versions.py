@@ -3,16 +3,16 @@
 Each wish and its audit record are one transaction. That it comes true is the job runner's affair.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from deployments.bundle import Bundle
 from deployments.recipes import HostedConfig
-from deployments.sources import ModelSource
+from deployments.sources import find_sources
 from serve.config import Config, DeployedVersion, VersionId
 from serve.errors import Conflict, InvalidRequest
 from serve.store.audit import Act, append_record, lock_audit
@@ -113,16 +113,6 @@ def _require_own_address(bundle: Bundle) -> None:
             f"a version that is added asks {own} itself, which the key is for",
             "leave it out; another address is for the family file's bundles",
         )
-
-
-def find_sources(config: BaseModel, place: str = "") -> Iterator[tuple[str, ModelSource]]:
-    """Every place of a bundle that names weights, with where it is."""
-    for name, value in config:
-        here = f"{place}.{name}" if place else name
-        if isinstance(value, ModelSource):
-            yield here, value
-        elif isinstance(value, BaseModel):
-            yield from find_sources(value, here)
 
 
 class ServedVersions:
