@@ -8,15 +8,16 @@ from k8s.snapshot import Snapshot
 PORT = 8000
 
 
-def find_address(seen: Snapshot) -> str:
-    """The way that is open to the most: a route with a name, a gateway, a service."""
+def find_address(seen: Snapshot) -> tuple[str, str]:
+    """The way that is open to the most: a route with a name, a gateway, a service; and the command
+    that opens it here, where it is open inside the cluster only."""
     stable = f"{seen.name}-serve-svc"
     for address in (*_routes(seen), *_gateways(seen)):
-        return address
+        return address, ""
     for service in seen.services:
         if name_of(service) == stable:
             return _of_service(service, seen.namespace)
-    return ""
+    return "", ""
 
 
 def _routes(seen: Snapshot) -> Iterator[str]:
@@ -45,11 +46,9 @@ def _gateways(seen: Snapshot) -> Iterator[str]:
                 yield f"{scheme}://{address.get('value')}{suffix}"
 
 
-def _of_service(service: Manifest, namespace: str) -> str:
+def _of_service(service: Manifest, namespace: str) -> tuple[str, str]:
     name = name_of(service)
     for entry in dig(service, "status", "loadBalancer", "ingress") or ():
-        return f"http://{entry.get('hostname') or entry.get('ip')}:{PORT}"
-    return (
-        f"http://{name}.{namespace}:{PORT} inside the cluster; from here: "
-        f"kubectl -n {namespace} port-forward svc/{name} {PORT}"
-    )
+        return f"http://{entry.get('hostname') or entry.get('ip')}:{PORT}", ""
+    forward = f"kubectl -n {namespace} port-forward svc/{name} {PORT}"
+    return f"http://{name}.{namespace}:{PORT}", forward

@@ -11,16 +11,20 @@ UNSEEN_S = 60.0
 MAX_GIST = 240
 DOCTOR = "`sm4ll k8s doctor` looks for it"
 # The line of a traceback that says what it was: `ValueError: ...`, `ray.exceptions.X: ...`.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Invalid|Failed)): .+")
 
 
 def gist(message: str) -> str:
-    """The sentence that says it, and the exception of a traceback where there is one."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    """What it says first, and the exception of a traceback where there is one."""
+    lines = [line.strip() for line in _COLOUR.sub("", message).splitlines() if line.strip()]
     if not lines:
         return ""
     causes = [line for line in lines[1:] if _EXCEPTION.match(line)]
-    said = lines[0] if not causes else f"{lines[0].rstrip(':')}: {causes[-1]}"
+    said = lines[0]
+    if causes:
+        # Serve's "This may be due to ..." is a guess; the exception knows.
+        said = f"{said.partition('. ')[0].rstrip(':.')}: {causes[-1]}"
     return said if len(said) <= MAX_GIST else f"{said[: MAX_GIST - 1]}…"
 
 
@@ -145,7 +149,7 @@ def explain_applications(status: Manifest) -> Iterator[Finding]:
         if trouble is not None:
             yield trouble.of(subject)
         for name, deployment in bad:
-            yield _explain_deployment(deployment).of(name)
+            yield _explain_deployment(name, deployment).of(name)
 
 
 def _explain_application(app: Manifest, has_cause: bool) -> Trouble | None:
@@ -154,7 +158,7 @@ def _explain_application(app: Manifest, has_cause: bool) -> Trouble | None:
     if state == "DEPLOY_FAILED":
         return Trouble(
             "broken",
-            f"could not be deployed{said}",
+            f"could not be deployed{said or '; its deployments say why'}",
             "correct what it says and apply again; until then an upgrade does not switch over",
         )
     if state == "UNHEALTHY":
@@ -166,14 +170,14 @@ def _explain_application(app: Manifest, has_cause: bool) -> Trouble | None:
     return None
 
 
-def _explain_deployment(deployment: Manifest) -> Trouble:
+def _explain_deployment(name: str, deployment: Manifest) -> Trouble:
     state, message = str(deployment.get("status") or ""), str(deployment.get("message") or "")
     said = f": {gist(message)}" if message else ""
     if state == "DEPLOY_FAILED":
         return Trouble(
             "broken",
             f"its replicas do not start{said}",
-            "its log says more: `sm4ll k8s logs --expert VERSION --level ERROR`",
+            f"its log says more: `sm4ll k8s logs {_log_option(name)} --grep ERROR`",
         )
     if state == "UNHEALTHY":
         return Trouble("waiting", f"a replica fails{said}", "Serve replaces it; see its log")
@@ -183,6 +187,13 @@ def _explain_deployment(deployment: Manifest) -> Trouble:
         words = "is given more replicas" if state == "UPSCALING" else "is given fewer replicas"
         return Trouble("note", f"{words}{said}")
     return Trouble("waiting", f"starts or changes replicas ({state or 'unknown'}){said}")
+
+
+def _log_option(deployment: str) -> str:
+    kind, _, name = deployment.partition("-")
+    if kind == "Expert":
+        return f"--expert {name}"
+    return f"--deployment {deployment}"
 
 
 _REQUIRED = re.compile(r"Resources required for each replica: (\{.*?\}|\[.*?\])")

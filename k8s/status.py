@@ -97,6 +97,8 @@ class ClusterStatus:
     applications: tuple[ApplicationLine, ...]
     findings: tuple[Finding, ...]
     address: str
+    from_here: str
+    """How to reach it from outside, where the address is only known inside."""
     unreadable: tuple[str, ...]
 
     @property
@@ -113,6 +115,7 @@ def judge(seen: Snapshot) -> ClusterStatus:
     )
     state = _state(seen, ready)
     config = dig(service, "spec", "rayClusterConfig") or {}
+    address, from_here = find_address(seen) if seen.service else ("", "")
     return ClusterStatus(
         name=seen.name,
         namespace=seen.namespace,
@@ -128,7 +131,8 @@ def judge(seen: Snapshot) -> ClusterStatus:
         pools=tuple(_pool_lines(seen, clusters)),
         applications=applications,
         findings=sort_findings(_find(seen)),
-        address=find_address(seen) if seen.service else "",
+        address=address,
+        from_here=from_here,
         unreadable=seen.unreadable,
     )
 

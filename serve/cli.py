@@ -17,6 +17,7 @@ from serve.commands import (
     experts,
     fetch,
     jobs,
+    k8s_logs,
     k8s_status,
     keys,
     listing,
@@ -175,6 +176,7 @@ clusters = typer.Typer(
 )
 clusters.command()(k8s_status.status)
 clusters.command()(k8s_status.wait)
+clusters.command()(k8s_logs.logs)
 app.add_typer(clusters, name="k8s")
 
 app.command()(usage.usage)

@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     """Of this system's own loggers."""
     log_requests: bool = True
     """Whether the routers write one line for every request that they answer."""
+    log_pipe: Path | None = None
+    """Where replicas write their lines as well: `/proc/1/fd/2` in a container whose first process
+    runs as the same user, so that its log (`kubectl logs`) has what Ray puts in files only."""
 
 
 LOCAL_KEY_FILE = "local.key"

@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from logging.handlers import MemoryHandler
+from pathlib import Path
 from typing import IO, Any
 
+from serve.observing.container_log import ContainerLog
 from serve.observing.redaction import CUT, MAX_CHARS, Redactor
 from serve.observing.tracing import current_ids
 from serve.settings import Settings, known_secrets
@@ -194,12 +196,24 @@ def write_json_logs() -> None:
         return
     settings = Settings()
     formatter = JsonFormatter(Redactor(known_secrets(settings)))
+    if settings.log_pipe is not None:
+        _add_container_log(handlers, settings.log_pipe)
     named = [known for handler in handlers for known in handler.filters if _is(known, _NAMING)]
     for handler in handlers:
         _convert(handler, formatter)
         for known in named:
             handler.addFilter(known)  # nothing, where it is there
     _share(handlers, settings)
+
+
+def _add_container_log(handlers: list[logging.Handler], path: Path) -> None:
+    """Once in a process; a pipe that cannot be written to costs its lines, not the replica."""
+    if any(isinstance(handler, ContainerLog) for handler in handlers):
+        return
+    try:
+        handlers.append(ContainerLog(path))
+    except OSError as exc:
+        logging.getLogger(SERVE_LOGGER).warning("no lines for the container's log: %s", exc)
 
 
 def write_json_prints() -> None:
