@@ -51,20 +51,25 @@ def _delays(autoscaling: Autoscaling) -> Options:
     }
 
 
-def _by_requests(autoscaling: Autoscaling) -> Options:
+def _scaled(autoscaling: Autoscaling, scaling: Options) -> Options:
     if autoscaling.min_replicas == autoscaling.max_replicas:
         # Nothing to decide, so no caller needs to keep the autoscaler's books on every request.
         return {"num_replicas": autoscaling.min_replicas}
+    return scaling
+
+
+def scaling_by_requests(autoscaling: Autoscaling) -> Options:
+    """Serve's own autoscaling, also where there is nothing to decide: for whoever changes bounds
+    while it runs, which it takes in place from one of these to another only."""
     return {"autoscaling_config": {**_bounds(autoscaling), **_delays(autoscaling)}}
 
 
-def _by_load(autoscaling: Autoscaling, versions: tuple[VersionId, ...]) -> Options:
-    """For serve/scaling.py, which finds its target in the arguments of a policy that has none.
+def scaling_by_load(autoscaling: Autoscaling, versions: tuple[VersionId, ...]) -> Options:
+    """For serve/scaling.py, which finds its target in the arguments of a policy that has none;
+    as above also where there is nothing to decide.
 
     Serve's own delays come after every policy: they are 0 here, the target brings ours.
     """
-    if autoscaling.min_replicas == autoscaling.max_replicas:
-        return {"num_replicas": autoscaling.min_replicas}
     target = DrainTarget(
         versions=versions, target_drain_s=autoscaling.target_drain_s, **_delays(autoscaling)
     )
@@ -84,6 +89,10 @@ def _reporting(autoscaling: Autoscaling) -> Options:
         "look_back_period_s": REPORT_LOOK_BACK_S,
     }
     return {"autoscaling_config": config}
+
+
+def _by_requests(autoscaling: Autoscaling) -> Options:
+    return _scaled(autoscaling, scaling_by_requests(autoscaling))
 
 
 def _common(name: str, replicas: Options, resources: Resources) -> Options:
@@ -166,8 +175,13 @@ def max_ongoing_requests(group: ExpertGroup) -> int:
 
 def expert_options(group: ExpertGroup) -> Options:
     """Options of one expert deployment of the family."""
+    return _expert(group, _scaled(group.deployed.autoscaling, expert_scaling(group)))
+
+
+def expert_scaling(group: ExpertGroup) -> Options:
+    """How it is scaled, also where its bounds leave nothing to decide."""
     versions = tuple(bundle.version for bundle in group.bundles)
-    return _expert(group, _by_load(group.deployed.autoscaling, versions))
+    return scaling_by_load(group.deployed.autoscaling, versions)
 
 
 def alone_options(group: ExpertGroup) -> Options:

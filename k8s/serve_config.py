@@ -14,10 +14,12 @@ import yaml
 from deployments.options import (
     Options,
     expert_options,
+    expert_scaling,
     group_experts,
     judge_options,
     router_options,
     runner_options,
+    scaling_by_requests,
     segmenter_options,
 )
 from k8s.pools import PlannedCluster
@@ -80,33 +82,30 @@ def longest_request_s(family: FamilyConfig, source: Path | str = "family") -> fl
 
 
 def _all_options(cluster: PlannedCluster) -> Iterator[Options]:
-    """Of every deployment of the graph, as serve/app.py builds it."""
+    """Of every deployment of the graph, as serve/app.py builds it, but for fixed numbers: where an
+    override of autoscaling comes or goes, Serve builds the application anew, and so replaces every
+    replica (ray.serve._private.deploy_utils.get_app_code_version, 2.60)."""
     family, bundles = cluster.family, cluster.bundles
     yield router_options(family.router)
     yield runner_options(family.jobs)
     for masker_id in dict.fromkeys(bundle.masker.id for bundle in bundles.values()):
-        yield segmenter_options(family.segmenter, masker_id)
+        segmenter = family.segmenter
+        scaling = scaling_by_requests(segmenter.autoscaling)
+        yield {**segmenter_options(segmenter, masker_id), **scaling}
     if family.judge is not None:
-        yield judge_options(family.judge)
+        yield {**judge_options(family.judge), **scaling_by_requests(family.judge.autoscaling)}
     for group in group_experts(family, bundles):
-        yield expert_options(group)
+        yield {**expert_options(group), **expert_scaling(group)}
 
 
 def _override(options: Options, cluster: PlannedCluster, shape: ClusterShape) -> dict[str, Any]:
     name = options["name"]
     return {
         "name": name,
-        **_replicas(options),
+        "autoscaling_config": options["autoscaling_config"],
         **_surge(name, cluster, shape),
         "ray_actor_options": Line(_actor_options(options, cluster)),
     }
-
-
-def _replicas(options: Options) -> Mapping[str, Any]:
-    if "autoscaling_config" in options:
-        return {"autoscaling_config": options["autoscaling_config"]}
-    # Null, or what the running application has of it would stay.
-    return {"num_replicas": options["num_replicas"], "autoscaling_config": None}
 
 
 def _surge(name: str, cluster: PlannedCluster, shape: ClusterShape) -> Mapping[str, Any]:
