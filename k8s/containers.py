@@ -98,6 +98,9 @@ def _plain_env(shape: ClusterShape) -> Iterator[tuple[str, str]]:
     yield "SM4LL_FAMILY", f"{FAMILY_DIR}/{FAMILY}"
     yield "SM4LL_TENANTS", f"{FAMILY_DIR}/{TENANTS}"
     yield "SM4LL_EXPERIMENTS", f"{FAMILY_DIR}/{EXPERIMENTS}"
+    # Replicas' lines, besides in Ray's files, in the container's own log: the stderr of its first
+    # process, which the runtime gives to the pod's user.
+    yield "SM4LL_LOG_PIPE", "/proc/1/fd/2"
     if not isinstance(shape.model_cache, NoCache):
         yield "HF_HOME", f"{MODELS_DIR}/hub"
         if not isinstance(shape.model_cache, EphemeralCache):
