@@ -17,6 +17,7 @@ from k8s.yaml_text import Line, to_yaml
 HEAD = "head"
 HEAD_SHARED_MEMORY_GIB = 0.5
 """No replica runs there, so nothing large does."""
+AUTOSCALER_CPUS, AUTOSCALER_GIB = 0.5, 0.5
 GCS_ADDRESS = "SM4LL_GCS_ADDRESS"
 
 NOTES: Mapping[str, str] = {
@@ -79,7 +80,7 @@ def _upgrade(shape: ClusterShape) -> Document:
 
 
 def _autoscaler(shape: ClusterShape) -> Document:
-    amount = {"cpu": "500m", "memory": gib(0.5)}
+    amount = {"cpu": containers.cores(AUTOSCALER_CPUS), "memory": gib(AUTOSCALER_GIB)}
     return {
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {

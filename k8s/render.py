@@ -31,7 +31,7 @@ class Rendered:
     """By name, below `overlays/<overlay>/rendered/`."""
 
 
-def render(
+def render_overlay(
     overlay: Overlay, shapes: Path, files: FamilyFiles, placement: Path | None = None
 ) -> Rendered:
     """

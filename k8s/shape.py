@@ -165,7 +165,7 @@ class ClusterShape(Config):
     pods: Mapping[Role, PodSize]
     """By role; those of a GPU may be left out where no version needs one."""
     routers: Bounds | None = None
-    """In place of the family's, which are made for one machine: two at least, and a node may die."""
+    """In place of the family's, made for one machine: with two at least, a node may die."""
     segmenters: Bounds | None = None
     """The same of each segmenter."""
     gpus: Mapping[str, GpuProduct] = Field(default_factory=dict)

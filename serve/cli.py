@@ -17,7 +17,9 @@ from serve.commands import (
     experts,
     fetch,
     jobs,
+    k8s_apply,
     k8s_logs,
+    k8s_render,
     k8s_status,
     keys,
     listing,
@@ -174,9 +176,15 @@ app.add_typer(watched, name="observability")
 clusters = typer.Typer(
     help="The cluster on Kubernetes, by the KubeRay operator.", no_args_is_help=True
 )
+clusters.command()(k8s_render.render)
 clusters.command()(k8s_status.status)
 clusters.command()(k8s_status.wait)
 clusters.command()(k8s_logs.logs)
+for on_cluster in (
+    *(k8s_apply.apply, k8s_apply.diff, k8s_apply.rollback),
+    *(k8s_apply.history, k8s_apply.delete),
+):
+    clusters.command()(on_cluster)
 app.add_typer(clusters, name="k8s")
 
 app.command()(usage.usage)
