@@ -85,6 +85,10 @@ class Connection:
     def configured(cls, settings: Settings, context: str | None = None) -> Self:
         return cls(lambda: connect(settings, context))
 
+    def another(self) -> Self:
+        """To the same, for another thread that reads for long."""
+        return type(self)(self._open_client, self.sleep)
+
     @property
     def host(self) -> str:
         return str(self._client.configuration.host)
