@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -20,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from serve.described import Described
 from serve.errors import ConfigError
 from serve.messages import EXPERTS, Expert
 
@@ -27,10 +27,10 @@ VersionId = Annotated[str, Field(pattern=rf"^({'|'.join(EXPERTS)})@[a-z0-9][a-z0
 """`expert@name`, for example `eye@1`."""
 
 
-class Config(BaseModel):
+class Config(Described):
     """Base of every configuration model: unknown keys are refused, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

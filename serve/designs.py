@@ -3,8 +3,9 @@ in the database. Says what shall happen; nothing here assigns, measures or decid
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from serve.described import Described
 from serve.messages import Expert
 from serve.policy import VersionName
 
@@ -35,10 +36,10 @@ def _is_no_other_reason(name: str) -> str:
     return name
 
 
-class Design(BaseModel):
+class Design(Described):
     """Base: unknown keys are refused, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Arm(Design):

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from serve.described import Described
 from serve.messages import Expert
 
 Scope = Literal["tryon", "jobs", "versions", "review", "admin"]
@@ -21,10 +22,10 @@ PositiveCount = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 RetentionSeconds = Annotated[float, Field(ge=0, le=MAX_RETENTION_S)]
 
 
-class TenantPolicy(BaseModel):
+class TenantPolicy(Described):
     """Limits of one tenant; what is absent is not limited."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     experts: tuple[Expert, ...] | None = None
     """Experts it may use; all when absent."""

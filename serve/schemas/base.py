@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
+
+from serve.described import Described
 
 
-class Wire(BaseModel):
+class Wire(Described):
     """Base of every wire model: unknown fields are refused, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def shown(**example: Any) -> ConfigDict:

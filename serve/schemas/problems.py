@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from serve.described import Described
 from serve.schemas.base import Wire
 
 
@@ -14,10 +15,8 @@ class FieldProblem(Wire):
     message: str
 
 
-class Problem(BaseModel):
+class Problem(Described):
     """RFC 9457 problem details, for every refusal and failure."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     type: str
     title: str
