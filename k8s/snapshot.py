@@ -51,7 +51,7 @@ class Snapshot:
         return tuple(pod for pod in self.pods if labels_of(pod).get(CLUSTER_LABEL) == cluster)
 
 
-class _Reader:
+class Reader:
     """Reads what may be read; what is forbidden or not installed is nothing."""
 
     def __init__(self, api: "ControlPlane"):
@@ -67,6 +67,17 @@ class _Reader:
         return self.attempt(
             f"{kind}s", lambda: self._api.list(api_version, kind, namespace, labels).items
         )
+
+    def get(
+        self, api_version: str, kind: str, name: str, namespace: str | None = None
+    ) -> Manifest | None:
+        """None where it is not there, or may not be read; `may_read` knows which."""
+        return self.attempt(
+            f"{kind} {name}", lambda: self._api.get(api_version, kind, name, namespace)
+        )
+
+    def may_read(self, kind: str, name: str) -> bool:
+        return f"{kind} {name}" not in self.unreadable
 
     def attempt(self, what: str, read: Callable[[], T]) -> T | None:
         try:
@@ -87,7 +98,7 @@ def read_snapshot(
         ControlPlaneRefused: even the RayService itself may not be read.
         ControlPlaneUnreachable: nothing answers.
     """
-    reader = _Reader(api)
+    reader = Reader(api)
     knows_ray = api.find_resource(RAY, "RayService") is not None
     service = api.get(RAY, "RayService", name, namespace) if knows_ray else None
     clusters = _clusters_of(reader, namespace, name)
@@ -111,12 +122,12 @@ def read_snapshot(
     )
 
 
-def _clusters_of(reader: _Reader, namespace: str, name: str) -> tuple[Manifest, ...]:
+def _clusters_of(reader: Reader, namespace: str, name: str) -> tuple[Manifest, ...]:
     return reader.list(RAY, "RayCluster", namespace, f"{ORIGIN_LABEL}={name}") or ()
 
 
 def _pods_of(
-    reader: _Reader, namespace: str, clusters: set[str], service: Manifest | None
+    reader: Reader, namespace: str, clusters: set[str], service: Manifest | None
 ) -> tuple[Manifest, ...]:
     named = clusters | {
         str(dig(service, "status", status, "rayClusterName"))
@@ -137,7 +148,7 @@ def _ours(objects: tuple[Manifest, ...] | None) -> tuple[Manifest, ...]:
     )
 
 
-def _routes_of(reader: _Reader, namespace: str) -> tuple[Manifest, ...]:
+def _routes_of(reader: Reader, namespace: str) -> tuple[Manifest, ...]:
     kinds = (
         ("networking.k8s.io/v1", "Ingress"),
         (GATEWAY, "Gateway"),
@@ -151,7 +162,7 @@ def _routes_of(reader: _Reader, namespace: str) -> tuple[Manifest, ...]:
 
 
 def _read_last_lines(
-    api: "ControlPlane", reader: _Reader, namespace: str, pods: tuple[Manifest, ...]
+    api: "ControlPlane", reader: Reader, namespace: str, pods: tuple[Manifest, ...]
 ) -> Mapping[tuple[str, str], str]:
     """Last words of containers that end again and again: only those, each is a call."""
     lines: dict[tuple[str, str], str] = {}
@@ -169,7 +180,7 @@ def _read_last_lines(
 
 
 def _last_line(
-    api: "ControlPlane", reader: _Reader, namespace: str, pod: str, container: str
+    api: "ControlPlane", reader: Reader, namespace: str, pod: str, container: str
 ) -> str:
     """Empty where nothing of it is left, which is refused with 400."""
     try:
