@@ -18,6 +18,7 @@ from serve.commands import (
     fetch,
     jobs,
     k8s_apply,
+    k8s_doctor,
     k8s_logs,
     k8s_render,
     k8s_status,
@@ -177,6 +178,7 @@ clusters = typer.Typer(
     help="The cluster on Kubernetes, by the KubeRay operator.", no_args_is_help=True
 )
 clusters.command()(k8s_render.render)
+clusters.command()(k8s_doctor.doctor)
 clusters.command()(k8s_status.status)
 clusters.command()(k8s_status.wait)
 clusters.command()(k8s_logs.logs)
