@@ -119,7 +119,7 @@ class RayNodes:
 
     def _is_own(self, process: psutil.Process) -> bool:
         with contextlib.suppress(psutil.Error):
-            return process.environ().get(MARK) == self._mark
+            return bool(process.environ().get(MARK) == self._mark)
         return False
 
     def stop(self) -> None:

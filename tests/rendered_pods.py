@@ -63,10 +63,10 @@ class Rendered:
     def write_files(self, folder: Path) -> None:
         """Every file that a ConfigMap brings into the pods, below the folder; also again."""
         for volume, mount_path in self._mounts():
-            for item in volume["configMap"]["items"]:
-                file = folder / mount_path.strip("/") / item["path"]
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(self._data_of(volume["configMap"]["name"])[item["key"]])
+            mounted = folder / mount_path.strip("/")
+            mounted.mkdir(parents=True, exist_ok=True)
+            for key, text in self._data_of(volume["configMap"]["name"]).items():
+                (mounted / key).write_text(text)
 
     @property
     def _cluster(self) -> Document:
