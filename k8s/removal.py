@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from k8s.api import ControlPlane
 from k8s.connection import Manifest
@@ -83,15 +84,16 @@ class Remover:
         self._await(lambda: self._left(namespaces, ()), end_s, None)
 
     def _delete(self, manifests: Sequence[Manifest]) -> None:
-        for one in manifests:
-            ref = Ref.of(one)
-            uid = one["metadata"]["uid"]
-            where = ref.namespace or None
-            # In the foreground: an owner is there until its pods are gone.
-            self._api.delete(
-                ref.api_version, ref.kind, ref.name, where, uid=uid, propagation="Foreground"
-            )
-            self._teller.said(f"{ref} deleted")
+        for kind, of_kind in groupby(manifests, lambda one: one["kind"]):
+            refs = [(Ref.of(one), one["metadata"]["uid"]) for one in of_kind]
+            for ref, uid in refs:
+                # In the foreground: an owner is there until its pods are gone.
+                self._api.delete(
+                    *(ref.api_version, ref.kind, ref.name, ref.namespace or None),
+                    propagation="Foreground",
+                    uid=uid,
+                )
+            self._teller.said(f"{kind} {', '.join(ref.name for ref, _ in refs)} deleted")
 
     def _await(self, left: Callable[[], list[str]], end_s: float, lock: ApplyLock | None) -> None:
         while names := left():

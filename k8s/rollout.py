@@ -5,8 +5,9 @@ it off, applying again goes on from there.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -15,13 +16,15 @@ from k8s.bounds import bring_bounds
 from k8s.connection import Manifest
 from k8s.lock import ApplyLock
 from k8s.migration import JobRun
-from k8s.objects import Ref, digest, is_migration
-from k8s.planning import Plan, Planner, Step, with_number
+from k8s.objects import Ref, digest, is_awaited
+from k8s.planning import Act, Plan, Planner, Step, with_number
 from k8s.revisions import Revision, Revisions, begin_revision
 from k8s.snapshot import read_snapshot
 from k8s.status import ClusterStatus, judge
 from k8s.waiting import REFRESH_S, SURE_AFTER_S, Verdict, next_look, watch_changes
 from serve.errors import ClusterError, RolloutFailed, RolloutRefused, RolloutTimedOut
+
+DONE: Mapping[Act, str] = {"create": "created", "change": "changed"}
 
 
 class Teller(Protocol):
@@ -155,31 +158,34 @@ class Rollout:
         return begin_revision(manifests, overlay, folder, number)
 
     def _write_all(self, plan: Plan, revision: Revision) -> None:
-        for step in plan.steps:
-            self._lock.renew()
-            if step.act == "delete":
-                continue
-            if step.ref.kind == "Job":
-                self._run_job(step)
-                continue
-            manifest = step.manifest
-            if step.ref.kind == "RayService":
-                manifest = with_number(manifest, str(revision.number))
-            self._teller.doing(f"applies {step.ref}")
-            self._api.apply(manifest, self._namespace, force=self._force)
-            if step.act != "keep":
-                done = "created" if step.act == "create" else "changed"
-                self._teller.said(f"{step.ref} {done}")
-            if step.ref.kind == "RayService" and not step.new_cluster:
-                for told in bring_bounds(self._api, manifest, self._namespace):
-                    self._teller.said(told)
+        kept = [step for step in plan.steps if step.act != "delete"]
+        # One line a kind, not one an object.
+        for (kind, act), steps in groupby(kept, lambda step: (step.ref.kind, step.act)):
+            names = [self._write(step, revision) for step in steps]
+            if act in DONE and kind != "Job":
+                self._teller.said(f"{kind} {', '.join(names)} {DONE[act]}")
+
+    def _write(self, step: Step, revision: Revision) -> str:
+        self._lock.renew()
+        if step.ref.kind == "Job":
+            self._run_job(step)
+            return step.ref.name
+        manifest = step.manifest
+        if step.ref.kind == "RayService":
+            manifest = with_number(manifest, str(revision.number))
+        self._teller.doing(f"applies {step.ref}")
+        self._api.apply(manifest, self._namespace, force=self._force)
+        if step.ref.kind == "RayService" and not step.new_cluster:
+            for told in bring_bounds(self._api, manifest, self._namespace):
+                self._teller.said(told)
+        return step.ref.name
 
     def _run_job(self, step: Step) -> None:
         if step.act == "keep":
             return
         run = JobRun(self._api, self._tick, self._clock)
         run.start(step.manifest, self._force)
-        if not is_migration(step.manifest):
+        if not is_awaited(step.manifest):
             self._teller.said(f"{step.ref} started")
             return
         self._teller.doing(f"{step.ref} begins")

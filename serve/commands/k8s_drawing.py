@@ -1,5 +1,6 @@
 """The state of the cluster on Kubernetes as one screen of a terminal."""
 
+import io
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
@@ -44,8 +45,15 @@ WIDE = 2000
 
 def show(drawn: RenderableType, console: Console) -> None:
     """Broken into lines of the terminal; one line each where something else reads them."""
-    width = None if console.is_terminal else WIDE
-    console.print(drawn, highlight=False, soft_wrap=False, width=width)
+    if console.is_terminal:
+        console.print(drawn, highlight=False, soft_wrap=False)
+        return
+    # `print(width=...)` never goes beyond the console's own, and padding fills whatever it has.
+    wide = Console(file=io.StringIO(), width=WIDE)
+    with wide.capture() as captured:
+        wide.print(drawn, highlight=False, soft_wrap=False)
+    for line in captured.get().splitlines():
+        console.print(line.rstrip(), markup=False, highlight=False)
 
 
 def draw_status(status: ClusterStatus, trouble: str = "", max_findings: int = 0) -> Group:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -10,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from k8s.difference import Difference, in_words
-from k8s.objects import is_migration
+from k8s.objects import is_awaited
 from k8s.planning import Act, Plan, Step
 from k8s.revisions import Revision
 
@@ -40,7 +39,7 @@ def draw_plan(plan: Plan) -> Group:
         if step.act == "change":
             parts += [*_changed(step)]
         elif step.act == "run":
-            is_first = is_migration(step.manifest)
+            is_first = is_awaited(step.manifest)
             when = "runs to its end before the RayService is touched" if is_first else "runs once"
             parts.append(_head("run", str(step.ref), when))
     parts += _created([step for step in plan.steps if step.act == "create"])
@@ -57,7 +56,8 @@ def draw_plan(plan: Plan) -> Group:
                 style="dim",
             )
         )
-    return Group(*parts, Text(), _sum(plan))
+    gap = [Text()] if parts else []
+    return Group(*parts, *gap, _sum(plan))
 
 
 def _head(act: Act, what: str, says: str) -> Text:
@@ -69,8 +69,10 @@ def _head(act: Act, what: str, says: str) -> Text:
 
 
 def _created(steps: Sequence[Step]) -> Iterator[RenderableType]:
-    for kind, of_kind in groupby(sorted(steps, key=lambda one: one.ref), lambda one: one.ref.kind):
-        names = [step.ref.name for step in of_kind]
+    by_kind: dict[str, list[str]] = {}
+    for step in steps:
+        by_kind.setdefault(step.ref.kind, []).append(step.ref.name)
+    for kind, names in by_kind.items():
         more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
         yield _head("create", kind, f"new: {', '.join(names[:MAX_NAMES])}{more}")
 
@@ -78,35 +80,58 @@ def _created(steps: Sequence[Step]) -> Iterator[RenderableType]:
 def _changed(step: Step) -> Iterator[RenderableType]:
     if step.new_cluster:
         yield _head("change", str(step.ref), "NEW CLUSTER")
-        told = Text(
-            "KubeRay builds a second cluster beside the one that answers (twice the pods), "
+        told = (
+            "KubeRay builds a second cluster beside the one that answers, and switches when it is"
         )
-        told.append("and switches when it is ready. Because of:\n")
-        for path in step.new_cluster:
-            told.append(f"  {path}\n", style="bold yellow")
-        told.rstrip()
-        yield Padding(told, (0, 0, 0, 2))
+        told += " ready: twice the pods until then. The fields marked ! are why."
+        yield Padding(Text(told), (0, 0, 0, 2), expand=False)
     elif step.ref.kind == "RayService":
         yield _head("change", str(step.ref), "in place: the cluster stays, no pod is replaced")
     else:
         yield _head("change", str(step.ref), "changes")
-    fields = step.differences[:MAX_FIELDS]
-    for difference in fields:
-        yield Padding(_difference(difference), (0, 0, 0, 4))
-    if len(step.differences) > len(fields):
-        rest = len(step.differences) - len(fields)
-        yield Padding(Text(f"and {rest} more fields", style="dim"), (0, 0, 0, 4))
+    shown = [f"spec.{path}" for path in step.new_cluster]
+    alike = _alike(step.differences, shown)
+    for (is_why, *_), found in alike[:MAX_FIELDS]:
+        yield Padding(_difference(found, is_why), (0, 0, 0, 2), expand=False)
+    # Such as an order, which is no field.
+    seen = [one.where for one in step.differences]
+    for path in shown:
+        if not any(_is_within(where, path) or _is_within(path, where) for where in seen):
+            yield Padding(Text(f"! {path}", style="bold yellow"), (0, 0, 0, 2), expand=False)
+    if len(alike) > MAX_FIELDS:
+        rest = len(alike) - MAX_FIELDS
+        yield Padding(Text(f"  and {rest} more fields", style="dim"), (0, 0, 0, 2), expand=False)
 
 
-def _difference(one: Difference) -> Text:
-    line = Text(one.where)
+def _alike(
+    differences: Sequence[Difference], reasons: Sequence[str]
+) -> list[tuple[tuple[bool, str, str, str], list[Difference]]]:
+    """The same edit in many places, such as an image in every pool, is read once."""
+    groups: dict[tuple[bool, str, str, str], list[Difference]] = {}
+    for one in differences:
+        is_why = any(_is_within(one.where, path) for path in reasons)
+        key = (is_why, one.path[-1], repr(one.before), repr(one.after))
+        groups.setdefault(key, []).append(one)
+    return list(groups.items())
+
+
+def _is_within(where: str, path: str) -> bool:
+    return where == path or where.startswith((f"{path}.", f"{path}["))
+
+
+def _difference(found: Sequence[Difference], is_why: bool) -> Text:
+    one = found[0]
+    line = Text("! " if is_why else "  ", style="bold yellow" if is_why else "")
+    line.append(one.where, style="bold" if is_why else "")
+    if len(found) > 1:
+        line.append(f" and {len(found) - 1} more like it", style="dim")
     if one.is_text:
         changed = one.lines()
         for told in changed[:MAX_LINES]:
             style = {"+": "green", "-": "red"}.get(told[:1], "dim")
-            line.append(f"\n  {told}", style=style)
+            line.append(f"\n    {told}", style=style)
         if len(changed) > MAX_LINES:
-            line.append(f"\n  and {len(changed) - MAX_LINES} more lines", style="dim")
+            line.append(f"\n    and {len(changed) - MAX_LINES} more lines", style="dim")
         return line
     line.append("  ")
     line.append(in_words(one.before), style="red")
