@@ -19,7 +19,7 @@ OF_POD = ("tolerations", "schedulingGates")
 NAMES = ("groupName", "name", "key", "mountPath", "topologyKey")
 """What tells the elements of a list apart, where all have it."""
 ABSENT = "absent"
-DEFAULTS: Mapping[str, Any] = {"numOfHosts": 1, "protocol": "TCP"}
+DEFAULTS: Mapping[str, Any] = {"numOfHosts": 1, "priority": 0, "protocol": "TCP"}
 """Of the CRD's schema, as far as we write something that has them."""
 
 

@@ -22,7 +22,7 @@ HOME = "/home/sm4ll"
 """Not the image's /home/ray, in which its Python lies: a volume there would hide it."""
 FAMILY_DIR = "/etc/sm4ll"
 MODELS_DIR = "/models"
-TMP_GIB = 2
+HOME_GIB = 1
 
 # Names that KubeRay looks for: it adds volumes of its own where these are missing, and mounts the
 # second into its autoscaler's container as well.
@@ -153,9 +153,10 @@ def volumes(shape: ClusterShape, shared_memory_gib: float) -> list[Document]:
     in_memory = {"medium": "Memory", "sizeLimit": gib(shared_memory_gib)}
     return [
         Line(name=SHARED_MEMORY, emptyDir=in_memory),
-        Line(name="tmp", emptyDir={"sizeLimit": gib(TMP_GIB / 2)}),
+        # Large bodies of requests are spooled here as well.
+        Line(name="tmp", emptyDir={"sizeLimit": gib(shape.scratch_gib / 2)}),
         Line(name=RAY_FILES, emptyDir={"sizeLimit": gib(shape.scratch_gib)}),
-        Line(name="home", emptyDir={"sizeLimit": gib(TMP_GIB / 2)}),
+        Line(name="home", emptyDir={"sizeLimit": gib(HOME_GIB)}),
         Line(name="family", configMap={"name": FAMILY_MAP}),
         *_model_volume(shape),
     ]
@@ -179,7 +180,7 @@ def _model_volume(shape: ClusterShape) -> Iterator[Document]:
 
 
 def resources(
-    *, cpu: float, memory_gib: float, disk_gib: int, gpu: GpuProduct | None = None
+    *, cpu: float, memory_gib: float, scratch_gib: int, gpu: GpuProduct | None = None
 ) -> Document:
     """No limit of CPUs: see `PodSize.cpu`. The rest is had, not borrowed."""
     device = {gpu.resource: "1"} if gpu else {}
@@ -187,7 +188,7 @@ def resources(
     asked = Line({"cpu": cores(cpu), **fixed, "ephemeral-storage": gib(1)})
     return {
         "requests": asked,
-        "limits": Line({**fixed, "ephemeral-storage": gib(disk_gib + TMP_GIB)}),
+        "limits": Line({**fixed, "ephemeral-storage": gib(1.5 * scratch_gib + HOME_GIB)}),
     }
 
 

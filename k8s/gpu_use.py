@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import floor
 
 from deployments.bundle import Bundle
 from deployments.packing.demand import Demand, collect_demands
@@ -25,6 +26,9 @@ class GpuUse:
     """By deployment: where its replicas may run."""
     pods: Mapping[Part, tuple[int, int]]
     """Fewest and most GPUs of each part, one to a pod."""
+    num_gpus: Mapping[str, float]
+    """By deployment: what Ray is to count for a replica. Ray knows of no reserve and would fill it:
+    to Ray, what may be given away of a GPU is all of it."""
 
 
 def plan_gpu_use(
@@ -48,7 +52,19 @@ def plan_gpu_use(
         deployment_name(family, name): tuple((_role(name in whole), kind) for kind in kinds)
         for name, kinds in plan.kinds_by_name.items()
     }
-    return GpuUse(plan, parts, {part: (fewest[part], most[part]) for part in most})
+    num_gpus = {
+        deployment_name(family, name): _for_ray(share, plan.kinds_by_name[name], placement)
+        for name, share in plan.num_gpus_by_name.items()
+    }
+    return GpuUse(plan, parts, {part: (fewest[part], most[part]) for part in most}, num_gpus)
+
+
+def _for_ray(share: float, kinds: Sequence[str], placement: Placement) -> float:
+    """Rounded down, or those that fill a GPU exactly would not fit it."""
+    if share == 1:
+        return share
+    usable = max(placement.usable_units(placement.kinds[kind]) for kind in kinds)
+    return floor(share * UNITS / usable * UNITS) / UNITS
 
 
 def deployment_name(family: FamilyConfig, name: str) -> str:

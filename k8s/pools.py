@@ -45,6 +45,8 @@ class Pool:
     shared_memory_gib: float
     min_pods: int
     max_pods: int
+    spare_pods: int = 0
+    """Of these, beyond what the plan needs."""
     gpu: GpuProduct | None = None
     """What each pod has one of."""
     kind: str | None = None
@@ -68,6 +70,8 @@ class PlannedCluster:
     """Names of the pools that each deployment's replicas may run in."""
     num_cpus: Mapping[str, float]
     """What Ray reserves for a replica of each deployment."""
+    num_gpus: Mapping[str, float]
+    """The same of GPUs: of the part of one that may be given away (k8s/gpu_use.py)."""
     plan: PackingPlan | None
     """Of all replicas that there may be; None where nothing needs a GPU."""
 
@@ -111,7 +115,9 @@ def plan_cluster(
         or (work.role,)
         for work in works
     }
-    return PlannedCluster(family, bundles, tuple(pools), places, num_cpus, use and use.plan)
+    num_gpus = use.num_gpus if use else {}
+    plan = use.plan if use else None
+    return PlannedCluster(family, bundles, tuple(pools), places, num_cpus, num_gpus, plan)
 
 
 def _with_bounds(family: FamilyConfig, shape: ClusterShape) -> FamilyConfig:
@@ -212,6 +218,7 @@ def _cpu_pool(
         shared_memory_gib=size.shared_memory_gib or volume_gib(in_flight),
         min_pods=count_pods(least, size.cpu),
         max_pods=count_pods(most, size.cpu) + size.spare_pods,
+        spare_pods=size.spare_pods,
     )
 
 
@@ -269,6 +276,7 @@ def _gpu_pool(
         shared_memory_gib=size.shared_memory_gib or volume_gib(in_flight),
         min_pods=fewest,
         max_pods=most + spare,
+        spare_pods=spare,
         gpu=product,
         kind=kind,
     )

@@ -123,7 +123,7 @@ def _head_group(shape: ClusterShape) -> Document:
         "resources": containers.resources(
             cpu=shape.head.cpu,
             memory_gib=shape.head.memory_gib + HEAD_SHARED_MEMORY_GIB,
-            disk_gib=shape.scratch_gib,
+            scratch_gib=shape.scratch_gib,
         ),
         "securityContext": containers.container_security(),
         "volumeMounts": containers.mounts(shape),
@@ -185,7 +185,7 @@ def _worker_container(pool: Pool, shape: ClusterShape, longest_s: float) -> Docu
         "resources": containers.resources(
             cpu=pool.size.cpu_request or pool.size.cpu,
             memory_gib=pool.memory_gib,
-            disk_gib=shape.scratch_gib,
+            scratch_gib=shape.scratch_gib,
             gpu=pool.gpu,
         ),
         "readinessProbe": containers.worker_readiness(),

@@ -111,16 +111,14 @@ def _override(options: Options, cluster: PlannedCluster, shape: ClusterShape) ->
 def _surge(name: str, cluster: PlannedCluster, shape: ClusterShape) -> Mapping[str, Any]:
     """Start the new replica before the old one stops: only where there is room for both, since a
     rollout waits for ever for a place that never comes."""
-    has_room = all(cluster.pool(pool).size.spare_pods for pool in cluster.places[name])
+    has_room = all(cluster.pool(pool).spare_pods for pool in cluster.places[name])
     return {"max_surge_percent": shape.surge_percent} if has_room else {}
 
 
 def _actor_options(options: Options, cluster: PlannedCluster) -> dict[str, Any]:
     name = options["name"]
     pools = [cluster.pool(pool) for pool in cluster.places[name]]
-    has_gpu = pools[0].gpu is not None
-    num_gpus = options["ray_actor_options"]["num_gpus"]
-    if name == "Judge" and num_gpus and not has_gpu:
+    if name == "Judge" and options["ray_actor_options"]["num_gpus"]:
         raise ConfigError(
             "judge.resources.num_gpus: the packing plan has no place for the judge's models; "
             "they run on CPUs here (num_gpus: 0)"
@@ -129,6 +127,6 @@ def _actor_options(options: Options, cluster: PlannedCluster) -> dict[str, Any]:
     return {
         **options["ray_actor_options"],
         "num_cpus": cluster.num_cpus[name],
-        "num_gpus": num_gpus if has_gpu else 0,
+        "num_gpus": cluster.num_gpus.get(name, 0),
         "label_selector": {POOL_LABEL: names[0] if len(names) == 1 else f"in({','.join(names)})"},
     }

@@ -32,7 +32,7 @@ _Dumper.add_representer(Line, _represent_line)
 
 
 def to_yaml(document: Any) -> str:
-    text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
+    text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
     return str(text)
 
 
