@@ -49,7 +49,7 @@ def plan_gpu_use(
     fewest, most = _count(plan_packing(needed, least)), _count(plan)
     whole = {name for name, share in plan.num_gpus_by_name.items() if share == 1}
     parts = {
-        deployment_name(family, name): tuple((_role(name in whole), kind) for kind in kinds)
+        deployment_name(family, name): tuple((_role(name in whole), kind) for kind in sorted(kinds))
         for name, kinds in plan.kinds_by_name.items()
     }
     num_gpus = {

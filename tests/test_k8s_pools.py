@@ -77,16 +77,24 @@ def test_fewer_gpus_than_the_plan_needs_are_refused_in_numbers(tmp_path: Path) -
 
 
 def test_the_fewest_pods_are_of_the_kinds_that_the_replicas_may_run_on(tmp_path: Path) -> None:
-    """What fits one H100 at its fewest is bound, by its label selector, to where all of it lies."""
-    for version in ("eye@1", "face@1"):
-        write_measured(tmp_path, version, {L4: 9.0, H100: 9.5})
-    bounds = {"min_replicas": 1, "max_replicas": 3}
-    experts = [{"version": v, "autoscaling": bounds} for v in ("eye@1", "face@1")]
+    """All of them need both kinds; the fewest would fit the smaller, at a smaller share, alone."""
+    write_measured(tmp_path, "eye@1", {L4: 10.0, H100: 30.0})
+    experts = [{"version": "eye@1", "autoscaling": {"min_replicas": 2, "max_replicas": 5}}]
     family = write_yaml(tmp_path / "family.yaml", {"experts": experts})
     cluster = plan(family, write_gpus(tmp_path, [("a", 1, L4, 2), ("b", 1, H100, 1)]))
-    for name in ("Expert-eye@1", "Expert-face@1"):
-        pools = [cluster.pool(pool) for pool in cluster.places[name]]
-        assert sum(pool.min_pods for pool in pools) >= 1
+    pools = [cluster.pool(pool) for pool in cluster.places["Expert-eye@1"]]
+    assert [(pool.kind, pool.max_pods) for pool in pools] == [(H100, 1), (L4, 2)]
+    assert sum(pool.min_pods for pool in pools) == 1
+
+
+def test_what_lies_on_one_kind_at_most_is_kept_there_at_its_fewest(tmp_path: Path) -> None:
+    """One replica would be cheaper on the L4, but its selector sends it to the H100."""
+    write_measured(tmp_path, "eye@1", {L4: 9.0, H100: 9.5})
+    experts = [{"version": "eye@1", "autoscaling": {"min_replicas": 1, "max_replicas": 6}}]
+    family = write_yaml(tmp_path / "family.yaml", {"experts": experts})
+    cluster = plan(family, write_gpus(tmp_path, [("a", 1, L4, 2), ("b", 1, H100, 1)]))
+    assert pods_of(cluster)["light-gpu-h100"] == (1, 1)
+    assert "light-gpu-l4" not in pods_of(cluster)
 
 
 def test_a_planned_gpu_is_full_for_ray_too_and_takes_nobody_else(tmp_path: Path) -> None:
