@@ -9,7 +9,7 @@ from typing import Any
 
 from k8s.connection import Manifest
 
-MIGRATION = "sm4ll-migrate"
+PREFETCH, MIGRATION = "sm4ll-prefetch", "sm4ll-migrate"
 INPUTS = "sm4ll.dev/inputs"
 """Annotation of a Job: a digest of all that it was made of."""
 
@@ -19,14 +19,15 @@ STAGES: tuple[tuple[str, ...], ...] = (
     ("CustomResourceDefinition", "PriorityClass", "ResourceQuota", "LimitRange"),
     ("ServiceAccount", "Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"),
     ("ExternalSecret", "Secret", "ConfigMap", "PersistentVolumeClaim"),
-    ("NetworkPolicy", "Service"),
+    # Gateways: the one that KubeRay would make has a public address, ours of its name has none.
+    ("NetworkPolicy", "Service", "Gateway"),
     (),  # what is named nowhere here
     ("StatefulSet", "Deployment", "DaemonSet"),
     ("Job",),
     ("RayService", "RayCluster"),
     ("PodDisruptionBudget", "CronJob", "HorizontalPodAutoscaler"),
     ("PodMonitor", "ServiceMonitor", "PrometheusRule"),
-    ("Gateway", "HTTPRoute", "Ingress"),
+    ("HTTPRoute", "Ingress"),
 )
 OTHERS = STAGES.index(())
 SERVICE_STAGE = next(i for i, kinds in enumerate(STAGES) if "RayService" in kinds)
@@ -63,7 +64,7 @@ class Ref:
 
 def stage_of(manifest: Manifest) -> float:
     kind = manifest["kind"]
-    if is_migration(manifest):
+    if is_awaited(manifest) and manifest["metadata"]["name"] == MIGRATION:
         return MIGRATION_STAGE
     found = (i for i, kinds in enumerate(STAGES) if kind in kinds)
     return float(next(found, OTHERS))
@@ -74,8 +75,10 @@ def in_order(manifests: Iterable[Manifest]) -> list[Manifest]:
     return sorted(manifests, key=stage_of)
 
 
-def is_migration(manifest: Manifest) -> bool:
-    return bool(manifest["kind"] == "Job" and manifest["metadata"]["name"] == MIGRATION)
+def is_awaited(manifest: Manifest) -> bool:
+    """A Job that ends before the RayService is touched: no replica starts without its weights, and
+    Serve gives up on one that fails; no router starts on other tables."""
+    return bool(manifest["kind"] == "Job" and manifest["metadata"]["name"] in (PREFETCH, MIGRATION))
 
 
 def namespace_of(manifests: Sequence[Manifest]) -> str | None:
