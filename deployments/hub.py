@@ -191,17 +191,19 @@ def _remedy(exc: Exception, need: Need) -> str:
     )
 
     repo, revision = _commit(need)
-    token = "the token in HF_TOKEN" if get_token() else "a token, which HF_TOKEN lacks here"
+    account = "and set HF_TOKEN to a token of that account, there is none"
+    if get_token():
+        account = "with the account whose token HF_TOKEN is"
     if isinstance(exc, GatedRepoError):
-        return f"accept the terms at {constants.ENDPOINT}/{repo} with the account of {token}"
+        return f"accept the terms at {constants.ENDPOINT}/{repo} {account}"
     if isinstance(exc, RepositoryNotFoundError):
-        return f"check the name in the bundle; a private repository needs the account of {token}"
+        return f"check the name in the bundle; if it is private, ask for access {account}"
     if isinstance(exc, RevisionNotFoundError):
         return f"{repo} has no commit {revision}: check revision in the bundle"
     if isinstance(exc, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE=1 is for replicas: unset it where weights are fetched"
     if isinstance(exc, HfHubHTTPError) and exc.response.status_code in (401, 403):
-        return f"the hub refuses: it needs {token}, with read access to {repo}"
+        return f"ask for read access to {repo} {account}"
     if isinstance(exc, PermissionError):
         return "let this user (uid 1000 in the image) write the cache, or name another cache_dir"
     return "check the network and HF_ENDPOINT, then run it again: whole files are kept"

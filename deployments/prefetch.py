@@ -30,6 +30,9 @@ KEPT_FREE_BYTES = 2**28
 """Listings, locks and what else writes to the disk meanwhile."""
 LEFTOVER_AGE_S = 3600.0
 
+Commit = tuple[str | None, str | None]
+Failures = dict[Commit, BundleInvalid]
+
 
 @dataclass(frozen=True)
 class Looked:
@@ -96,7 +99,7 @@ def fetch(
         BundleInvalid: the disk has too little room, said before anything is fetched.
     """
     downloads = _plan(looked)
-    failed: dict[Need, BundleInvalid] = {}
+    failed: Failures = {}
     if downloads:
         cache = find_cache(config.cache_dir)
         _sweep_leftovers([download.need for download in downloads], cache)
@@ -170,13 +173,16 @@ def _absent_shards(folder: Path) -> list[str]:
     return absent
 
 
+def _commit(need: Need) -> Commit:
+    return need.source.repo, need.source.revision
+
+
 def _plan(looked: Sequence[Looked]) -> list[Download]:
     """Every missing file once, though several needs may want it; the largest first."""
-    wanted: dict[tuple[str | None, str | None, str], Download] = {}
+    wanted: dict[tuple[Commit, str], Download] = {}
     for one in looked:
         for file in one.missing:
-            key = (one.need.source.repo, one.need.source.revision, file.name)
-            wanted.setdefault(key, Download(one.need, file))
+            wanted.setdefault((_commit(one.need), file.name), Download(one.need, file))
     return sorted(wanted.values(), key=lambda download: -download.file.num_bytes)
 
 
@@ -196,18 +202,18 @@ def _require_room(cache: Path, num_bytes: int) -> None:
         )
 
 
-def _keep_listings(needs: Sequence[Need], cache: Path) -> dict[Need, BundleInvalid]:
+def _keep_listings(needs: Sequence[Need], cache: Path) -> Failures:
     """First, so that whoever finds a half of them offline knows that it is a half.
 
     Returns:
         What failed: a gated repository shows its list to everybody, and its files to few.
     """
-    failed: dict[Need, BundleInvalid] = {}
-    for need in dict.fromkeys(needs):
+    failed: Failures = {}
+    for commit, need in {_commit(need): need for need in needs}.items():
         try:
             keep_listing(need, cache)
         except BundleInvalid as exc:
-            failed[need] = exc
+            failed[commit] = exc
     return failed
 
 
@@ -216,14 +222,14 @@ def _download(
     cache: Path,
     watcher: Watcher,
     num_threads: int,
-    failed: dict[Need, BundleInvalid],
+    failed: Failures,
 ) -> None:
-    """Several at once; what fails for one need ends that need's, not the others'."""
+    """Several at once; what fails of one repository ends that one's, not the others'."""
     lock = threading.Lock()
 
     def bring(download: Download) -> None:
         with lock:
-            if download.need in failed:
+            if _commit(download.need) in failed:
                 return
         came_bytes = 0
 
@@ -237,7 +243,7 @@ def _download(
             download_file(download.need, download.file, cache, on_bytes)
         except BundleInvalid as exc:
             with lock:
-                failed.setdefault(download.need, exc)
+                failed.setdefault(_commit(download.need), exc)
             return
         on_bytes(download.file.num_bytes - came_bytes)  # what was there under another name
         watcher.finish(download)
@@ -247,15 +253,17 @@ def _download(
         list(pool.map(bring, downloads))
 
 
-def _settle(before: Looked, config: WeightsConfig, failed: dict[Need, BundleInvalid]) -> Looked:
-    if before.need in failed:
-        return Looked(before.need, before.files, failed[before.need])
-    if before.need.source.repo is not None and before.files:
+def _settle(before: Looked, config: WeightsConfig, failed: Failures) -> Looked:
+    need = before.need
+    if (problem := failed.get(_commit(need))) is not None:
+        after = _look(need, config)  # its files may have come all the same
+        return after if after.is_ready else Looked(need, after.files, problem)
+    if need.source.repo is not None and before.files:
         # As an online replica finds it: leaves the list of files that an offline one is told by
         # whether all are there.
         online = config.model_copy(update={"local_files_only": False})
         try:
-            WeightStore(before.need.home, online).find(before.need.source, before.need.reading)
+            WeightStore(need.home, online).find(need.source, need.reading)
         except BundleInvalid as exc:
-            return Looked(before.need, before.files, exc)
-    return _look(before.need, config)
+            return Looked(need, before.files, exc)
+    return _look(need, config)

@@ -117,11 +117,13 @@ def test_gated_repository_is_explained(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     hub.is_gated = True
-    problem = bring(tmp_path).problem
-    assert problem is not None
-    assert "accept the terms at" in problem.remedy
-    assert "/owner/name" in problem.remedy
-    assert "HF_TOKEN lacks" in problem.remedy
+    config = WeightsConfig(cache_dir=tmp_path)
+    adapter = Need(ModelSource(**REPO, subfolder="unet"), FOLDER, Path(), ("x.safetensors",), ())
+    for after in fetch(look([BASE, adapter], config), config, Seen()):
+        assert after.problem is not None
+        assert "accept the terms at" in after.problem.remedy
+        assert "/owner/name" in after.problem.remedy
+        assert "set HF_TOKEN" in after.problem.remedy
 
 
 def test_commit_that_the_hub_lacks_names_the_bundles_revision(tmp_path: Path, hub: Hub) -> None:

@@ -68,11 +68,11 @@ def _say(looked: Sequence[Looked], weights: WeightsConfig) -> None:
         table.add_row(escape(one.need.label), ", ".join(one.need.users), files, size, _missing(one))
     out.print(table)
     problems = [one.problem for one in looked if one.problem is not None]
-    for problem in problems:
-        err.print(problem.detail, markup=False, highlight=False)
-        err.print(f"What helps: {problem.remedy}", markup=False, highlight=False)
+    for detail, remedy in dict.fromkeys((each.detail, each.remedy) for each in problems):
+        err.print(f"{detail}\nWhat helps: {remedy}", markup=False, highlight=False)
     if not problems:
-        out.print(f"Everything is there{_place(looked, weights)}: replicas need no hub.")
+        words = f"Everything is there{_place(looked, weights)}: replicas need no hub."
+        out.print(words, markup=False, highlight=False)
 
 
 def _missing(one: Looked) -> str:

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 
 from deployments.prefetch import Download
 
@@ -26,9 +27,16 @@ class BarsWatcher:
     """One bar for all, one for each file that is on its way."""
 
     def __init__(self, console: Console):
-        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        words = TextColumn("{task.description}", markup=False)
-        self._progress = Progress(*columns, words, console=console, transient=True)
+        name = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        figures = (DownloadColumn, TransferSpeedColumn, TimeRemainingColumn)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False, table_column=name),
+            BarColumn(bar_width=16),
+            *(column(table_column=Column(no_wrap=True)) for column in figures),
+            console=console,
+            transient=True,
+            expand=True,
+        )
         self._all: TaskID | None = None
         self._bars: dict[Download, TaskID] = {}
         self._left = 0
@@ -46,7 +54,7 @@ class BarsWatcher:
 
     def start(self, download: Download) -> None:
         total = download.file.num_bytes
-        self._bars[download] = self._progress.add_task(download.label, total=total)
+        self._bars[download] = self._progress.add_task(download.file.name, total=total)
 
     def advance(self, download: Download, num_bytes: int) -> None:
         self._progress.advance(self._bars[download], num_bytes)
