@@ -92,7 +92,7 @@ def test_jobs_run_what_the_head_runs(name: str) -> None:
     )
     for source, template in pod_templates(overlay(name)):
         if source.startswith(("Job/", "CronJob/")):
-            assert [one["image"] for one in containers(template)] == [head], source
+            assert [one["image"] for one in template["spec"]["containers"]] == [head], source
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -11,6 +11,7 @@ import yaml
 from kubernetes_validate.utils import schema_contents
 from referencing import Registry, Resource
 
+from k8s.objects import in_order, is_awaited
 from k8s.observed import HERE
 from tests.crd_schema import Schema, apply_defaults, find_problems, load_schema
 from tests.manifests import (
@@ -273,3 +274,17 @@ def test_prometheus_finds_the_ports_it_is_told_and_may_ask_them() -> None:
         found |= told & ports.keys()
         assert selects(monitor["spec"]["selector"], template["metadata"]["labels"]), source
     assert found == told
+
+
+def test_weights_tables_and_gateway_are_there_before_the_cluster() -> None:
+    order = [name_of(one) for one in in_order(overlay("production"))]
+    service = order.index("RayService/sm4ll")
+    assert order[service - 1] == "Job/sm4ll-migrate"
+    for kind, name in (
+        ("Job", "prefetch"),
+        ("Gateway", "gateway"),
+        ("PersistentVolumeClaim", "models"),
+    ):
+        assert order.index(f"{kind}/sm4ll-{name}") < service
+    awaited = {name_of(one) for one in overlay("production") if is_awaited(one)}
+    assert awaited == {"Job/sm4ll-migrate", "Job/sm4ll-prefetch"}
