@@ -60,7 +60,11 @@ def _check_fields(patient: Patient) -> Iterator[Check]:
         None,
     )
     if not schema:
-        yield Check("unknown", AREA, "whether its kinds have every field may not be read")
+        yield Check(
+            "unknown",
+            AREA,
+            "whether its kinds have every field cannot be told: their CRDs may not be read",
+        )
         return
     unknown = list(find_unknown(service.get("spec") or {}, schema))
     if not unknown:

@@ -123,7 +123,8 @@ def _judge_fit(fit: Fit) -> Check:
         else (f"{pool.min_pods} to {pool.max_pods}")
     )
     why = "; ".join(f"{number} of the nodes: {reason}" for reason, number in fit.reasons.items())
-    says = f"{pool.name}: {bounds} pods ({asked or 'nothing asked'}), room for {fit.fitting} now"
+    pods = "pod" if bounds == "1" else "pods"
+    says = f"{pool.name}: {bounds} {pods} ({asked or 'nothing asked'}), room for {fit.fitting} now"
     if fit.fitting < pool.min_pods:
         return Check(
             "problem",

@@ -138,7 +138,7 @@ def _explain_unscheduled(pod: Manifest, scheduled: Manifest, around: Surrounding
         )
     trouble = explain_unschedulable(message, pod, around.claims, around.nodes)
     grows = _last_event(pod, around.events, "TriggeredScaleUp", "NotTriggerScaleUp")
-    says = f"waits{since} for a node: {trouble.says}"
+    says = f"has been waiting{since} for a node: {trouble.says}"
     if grows is not None and grows.get("reason") == "TriggeredScaleUp":
         return Trouble("waiting", f"{says}. A node is being added", "wait: new nodes take minutes")
     if grows is not None:
@@ -183,10 +183,12 @@ def _explain_init(status: Manifest, now_s: float) -> Trouble:
     if name == "wait-gcs-ready":
         return Trouble(
             "waiting",
-            f"waits{since} for the head (init container wait-gcs-ready)",
+            f"has been waiting{since} for the head (init container wait-gcs-ready)",
             "see what is said of the head; a worker starts when the head answers",
         )
-    return Trouble("waiting", f"its init container {name} runs{since}; the others wait for it")
+    return Trouble(
+        "waiting", f"its init container {name} has been running{since}; the others wait for it"
+    )
 
 
 def _with_mount(
@@ -219,7 +221,7 @@ def _explain_unready(pod: Manifest, around: Surroundings) -> Trouble | None:
     if condition_of(pod, "PodScheduled").get("status") != "True":
         return Trouble("waiting", "waits for the scheduler to look at it")
     message = ready.get("message") or ready.get("reason") or "the node does not say why"
-    return Trouble("waiting", f"is not ready{since}: {message}")
+    return Trouble("waiting", f"has not been ready{since}: {message}")
 
 
 def _explain_probe(pod: Manifest, status: Manifest, around: Surroundings) -> Trouble:
@@ -234,7 +236,7 @@ def _explain_probe(pod: Manifest, status: Manifest, around: Surroundings) -> Tro
     if is_worker and not startup and PROXY_PATH in asked and _raylet_answers(message):
         return Trouble(
             "note",
-            f"serves nothing{since}: no Serve replica runs on it, so it has no proxy. That is by"
+            f"has been idle{since}: no Serve replica runs on it, so it has no proxy. That is by"
             " design; the service sends it no requests",
         )
     kind = "startup" if startup else "readiness"
@@ -242,7 +244,9 @@ def _explain_probe(pod: Manifest, status: Manifest, around: Surroundings) -> Tro
     remedy = f"its log: `sm4ll k8s logs --pod {name_of(pod)}`"
     if is_worker:
         remedy = f"{remedy}; a worker is ready when its Ray node has joined the head"
-    return Trouble("waiting", f"{name} runs, its {kind} probe fails{since}{said}", remedy)
+    return Trouble(
+        "waiting", f"{name} runs, its {kind} probe has been failing{since}{said}", remedy
+    )
 
 
 def _raylet_answers(message: str) -> bool:

@@ -74,7 +74,7 @@ def _explain_conditions(service: Manifest, now_s: float) -> Trouble | None:
         return Trouble("waiting", "is being suspended: its pods are being deleted")
     if condition_of(service, "RollbackInProgress").get("status") == "True":
         since = _since(condition_of(service, "RollbackInProgress"), now_s)
-        return Trouble("waiting", f"goes back to the cluster of before{since}")
+        return Trouble("waiting", f"has been going back to the cluster of before{since}")
     ready = condition_of(service, "Ready")
     if not ready or ready.get("status") == "True":
         return None
@@ -94,14 +94,14 @@ def _explain_unready(service: Manifest, ready: Manifest, since: str) -> Trouble:
     if reason == "ValidationFailed":
         return Trouble("broken", f"KubeRay refuses it: {message}", "correct it and apply again")
     if reason == "Initializing":
-        return Trouble("waiting", f"starts{since}: the first cluster is not ready yet")
+        return Trouble("waiting", f"has been starting{since}: the first cluster is not ready yet")
     if reason == "ZeroServeEndpoints":
         return Trouble(
             "waiting",
-            f"no pod answers requests{since}: no worker has a ready Serve proxy",
+            f"no pod has answered requests{since}: no worker has a ready Serve proxy",
             "see what is said of the pods and applications",
         )
-    return Trouble("waiting", f"is not ready{since}: {message or reason}")
+    return Trouble("waiting", f"has not been ready{since}: {message or reason}")
 
 
 def _since(condition: Manifest, now_s: float) -> str:

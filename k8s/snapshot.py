@@ -122,6 +122,22 @@ def read_snapshot(
     )
 
 
+def read_revision(api: "ControlPlane", namespace: str) -> str:
+    """What was applied last, in words; empty where nothing is kept or it may not be read.
+
+    Apart from the snapshot: a revision brings its manifests along, too many bytes for each look.
+    """
+    from k8s.revisions import Revisions
+
+    found = Reader(api).attempt("revisions", lambda: Revisions(api, namespace).all())
+    if not found:
+        return ""
+    newest = found[0]
+    facts = [newest.git_words, f"by {newest.author}", newest.created]
+    state = "" if newest.state == "done" else f", {newest.state}"
+    return f"{newest.number}{state} ({', '.join(fact for fact in facts if fact)})"
+
+
 def _clusters_of(reader: Reader, namespace: str, name: str) -> tuple[Manifest, ...]:
     return reader.list(RAY, "RayCluster", namespace, f"{ORIGIN_LABEL}={name}") or ()
 

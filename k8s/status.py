@@ -28,7 +28,6 @@ from k8s.snapshot import Snapshot
 State = Literal["absent", "suspended", "starting", "not ready", "upgrading", "ready"]
 Role = Literal["active", "pending", "leaving"]
 KUBERAY_VERSION = "ray.io/kuberay-version"
-REVISION = "sm4ll.dev/revision"
 GPU_PREFIX = "nvidia.com/"
 
 
@@ -106,7 +105,11 @@ class ClusterStatus:
         return tuple(found for found in self.findings if found.weight == "broken")
 
 
-def judge(seen: Snapshot) -> ClusterStatus:
+def judge(seen: Snapshot, revision: str = "") -> ClusterStatus:
+    """
+    Args:
+        revision: what was applied last, in words.
+    """
     service = seen.service or {}
     clusters = tuple(_cluster_lines(seen))
     applications = tuple(_application_lines(service))
@@ -124,7 +127,7 @@ def judge(seen: Snapshot) -> ClusterStatus:
         is_upgraded=ready and state == "ready" and _is_observed(service),
         kuberay_version=_annotation(seen.clusters, KUBERAY_VERSION),
         ray_version=str(config.get("rayVersion") or ""),
-        revision=_annotation((service,), REVISION),
+        revision=revision,
         image=str(dig(config, "headGroupSpec", "template", "spec", "containers", 0, "image") or ""),
         endpoints=int(dig(service, "status", "numServeEndpoints") or 0),
         clusters=clusters,

@@ -215,6 +215,7 @@ def pods_of(cluster: str = ACTIVE) -> list[Manifest]:
 def node(
     name: str, gpus: int = 0, product: str = "NVIDIA-L4", labels: dict[str, str] | None = None
 ) -> Manifest:
+    disk = {"ephemeral-storage": "400Gi"}
     gpu = {"nvidia.com/gpu": str(gpus)} if gpus else {}
     own = {"nvidia.com/gpu.product": product, "nvidia.com/gpu.memory": "23034"} if gpus else {}
     return {
@@ -223,7 +224,7 @@ def node(
         "metadata": {"name": name, "labels": {**own, **(labels or {})}},
         "spec": {},
         "status": {
-            "allocatable": {"cpu": "31850m", "memory": "125Gi", "pods": "110", **gpu},
+            "allocatable": {"cpu": "31850m", "memory": "125Gi", "pods": "110", **disk, **gpu},
             "conditions": [condition("Ready", True)],
         },
     }

@@ -66,7 +66,7 @@ def test_too_few_gpus_are_told_with_what_is_asked_and_what_there_is() -> None:
     assert found.weight == "waiting"
     assert found.subject == "pod p (heavy-gpu)"
     assert (
-        "waits for 12 min for a node: none of 5 nodes takes it: 1 is of the control plane; 4 "
+        "has been waiting for 12 min for a node: none of 5 nodes takes it: 1 is of the control plane"
         in (found.says)
     )
     assert "4 have too little nvidia.com/gpu free (it asks for 1, others use" in found.says
@@ -267,9 +267,9 @@ def test_a_worker_waits_for_its_head_and_an_init_container_for_nobody_else() -> 
     init = running("wait-gcs-ready", ready=False)
     one = pod("p", phase="Pending", statuses=[waiting("ray-worker", "PodInitializing")])
     one["status"]["initContainerStatuses"] = [init]
-    assert "waits for 30 min for the head" in explain(one).says
+    assert "has been waiting for 30 min for the head" in explain(one).says
     one["status"]["initContainerStatuses"] = [running("warm", ready=False)]
-    assert "its init container warm runs" in explain(one).says
+    assert "its init container warm has been running" in explain(one).says
     one["spec"]["initContainers"] = [{"name": "warm", "restartPolicy": "Always"}]
     assert "waits for the init containers" in explain(one).says, "a sidecar is not waited for"
 
@@ -302,7 +302,9 @@ def test_a_worker_without_a_replica_is_unready_by_design() -> None:
     assert "by design" in idle.says
     dead = explain(one, event(one, "Unhealthy", "Readiness probe failed: wget: can't connect"))
     assert dead.weight == "waiting"
-    assert "its readiness probe fails for 5 min: Readiness probe failed: wget" in dead.says
+    assert (
+        "its readiness probe has been failing for 5 min: Readiness probe failed: wget" in dead.says
+    )
     one["spec"]["containers"][0]["readinessProbe"] = {"httpGet": {"path": "/api/healthz"}}
     assert explain(one).weight == "waiting", "ours does not ask for a proxy"
 
@@ -374,8 +376,8 @@ def test_a_service_that_no_operator_looks_at() -> None:
     [
         ("InitializingTimeout", "waited 30m", "broken", "KubeRay gave up: waited 30m"),
         ("ValidationFailed", "name is too long", "broken", "KubeRay refuses it: name is too long"),
-        ("Initializing", "", "waiting", "starts for 5 min"),
-        ("ZeroServeEndpoints", "", "waiting", "no pod answers requests for 5 min"),
+        ("Initializing", "", "waiting", "has been starting for 5 min"),
+        ("ZeroServeEndpoints", "", "waiting", "no pod has answered requests for 5 min"),
     ],
 )
 def test_a_service_that_is_not_ready(reason: str, message: str, weight: str, says: str) -> None:
@@ -388,7 +390,7 @@ def test_suspended_rolled_back_and_changed_services_say_so() -> None:
     (found,) = told(service(conditions=[condition("Suspended", True)]))
     assert "is suspended" in found.says
     (found,) = told(service(conditions=[condition("RollbackInProgress", True)]))
-    assert "goes back to the cluster of before for 5 min" in found.says
+    assert "has been going back to the cluster of before for 5 min" in found.says
     changed = service()
     changed["metadata"]["generation"] = 2
     (found,) = told(changed)

@@ -46,14 +46,15 @@ def status(
 
     For example: sm4ll k8s status --watch
     """
-    from k8s.snapshot import read_snapshot
+    from k8s.snapshot import read_revision, read_snapshot
     from k8s.status import judge
     from serve.commands.k8s_drawing import draw_status, show
 
     if watch and not as_json:
         _follow(namespace, name, context)
         return
-    told = judge(read_snapshot(open_control_plane(context), namespace, name))
+    api = open_control_plane(context)
+    told = judge(read_snapshot(api, namespace, name), read_revision(api, namespace))
     if as_json:
         out.print_json(json.dumps(dataclasses.asdict(told)))
     else:
@@ -63,13 +64,14 @@ def status(
 
 def _follow(namespace: str, name: str, context: str | None) -> None:
     """Until Ctrl-C; what fails meanwhile is said above the last picture."""
-    from k8s.snapshot import read_snapshot
+    from k8s.snapshot import read_revision, read_snapshot
     from k8s.status import judge
     from k8s.waiting import next_look, watch_changes
     from serve.commands.k8s_drawing import draw_status, show
 
     api = open_control_plane(context)
-    told = judge(read_snapshot(api, namespace, name))
+    revision = read_revision(api, namespace)
+    told = judge(read_snapshot(api, namespace, name), revision)
     console = Console()
     try:
         with (
@@ -80,7 +82,7 @@ def _follow(namespace: str, name: str, context: str | None) -> None:
                 next_look(changed)
                 trouble = ""
                 try:
-                    told = judge(read_snapshot(api, namespace, name))
+                    told = judge(read_snapshot(api, namespace, name), revision)
                 except ClusterError as exc:  # it may come back
                     trouble = str(exc)
                 live.update(draw_status(told, trouble, console.size.height // 4), refresh=True)
