@@ -94,7 +94,7 @@ def compare_objects(before: Manifest, after: Manifest) -> list[Difference]:
 
 
 def compare(before: Any, after: Any, path: tuple[str, ...] = ()) -> Iterator[Difference]:
-    if before == after and type(before) is type(after):
+    if before == after:
         return
     if isinstance(before, dict) and isinstance(after, dict):
         for name in dict.fromkeys([*before, *after]):
@@ -108,7 +108,7 @@ def compare(before: Any, after: Any, path: tuple[str, ...] = ()) -> Iterator[Dif
             yield Difference(path, before, after)
         else:  # comments and layout are no change
             yield from compare(old, new, path)
-    elif before != after:
+    else:
         yield Difference(path, before, after)
 
 

@@ -145,8 +145,11 @@ class Revisions:
             ) from exc
         return manifests
 
-    def write(self, revision: Revision, manifests: Sequence[Manifest]) -> None:
+    def write(self, revision: Revision, manifests: Sequence[Manifest]) -> Revision:
         """The manifests, and the notes last: a revision without notes does not exist.
+
+        Returns:
+            The revision, which knows its parts now.
 
         Raises:
             ConfigError: they are too many, even compressed and in parts.
@@ -164,6 +167,7 @@ class Revisions:
             secret = _secret(revision, index)
             secret["data"] = {"manifests": base64.b64encode(parts[index]).decode()}
             self._api.apply(secret, self._namespace, force=True)
+        return revision
 
     def mark(self, revision: Revision, state: State) -> Revision:
         """How it ended."""

@@ -111,7 +111,7 @@ class Rollout:
         with self._lock.held():
             revision = self._begin(plan, manifests, overlay, folder)
             revision = replace(revision, rolled_back_to=rolled_back_to)
-            self._revisions.write(revision, manifests)
+            revision = self._revisions.write(revision, manifests)
             try:
                 self._write_all(plan, revision)
                 if self._is_waiting:
