@@ -97,7 +97,11 @@ def deployed() -> Iterator[Deployed]:
     nodes = RayNodes(folder)
     try:
         rendered.write_files(folder)
-        own = {"SM4LL_DATA_DIR": str(folder / "data"), "OTEL_EXPORTER_OTLP_ENDPOINT": ""}
+        own = {
+            "SM4LL_DATA_DIR": str(folder / "data"),
+            "SM4LL_LOG_PIPE": "/dev/null",  # the first process here is not a container's
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "",
+        }
         key = prepare_store(own)
         head = rendered.read_head(folder)
         nodes.start_head(head.num_cpus, {**head.environment, **own})

@@ -75,6 +75,7 @@ def test_every_container_is_what_the_environment_says(overlay: E2eOverlay) -> No
         assert env["PATH"].startswith("/opt/python/bin:"), where
         assert env[GENERATION] == "2", where
         assert "/etc/sm4ll" not in str(container["env"]), where
+        assert "sm4ll-redis" not in str(container["env"]), where
     beside = service["spec"]["rayClusterConfig"]["autoscalerOptions"]
     assert (beside["image"], beside["resources"]) == ("nothing:2", RESOURCES)
     kinds = {one["kind"] for one in manifests}

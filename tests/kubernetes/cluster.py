@@ -12,13 +12,13 @@ from typing import Any
 from k8s.api import ControlPlane
 from k8s.connection import Manifest
 from serve.client import Client
+from serve.commands.k8s_status import parse_duration
 from serve.demo.cases import demo_cases
 from serve.schemas.tryon import TryOnOptions
 from tests.kubernetes.overlay import GENERATION, E2eOverlay, E2eSettings, Sm4ll, read_token
 
 SERVICE, RAY = "sm4ll", "ray.io/v1"
 SERVE_SERVICE, HEAD_SERVICE = f"{SERVICE}-serve-svc", f"{SERVICE}-head-svc"
-PATIENCE_S = 60.0
 
 
 @dataclass
@@ -181,7 +181,7 @@ class E2eCluster:
                 one.result()
 
     def wait_until(self, is_so: Callable[[], bool], what: str) -> None:
-        give_up_s = time.monotonic() + PATIENCE_S
+        give_up_s = time.monotonic() + parse_duration(self._settings.timeout)
         while not is_so():
-            assert time.monotonic() < give_up_s, f"{what}: not within {PATIENCE_S:g} s"
+            assert time.monotonic() < give_up_s, f"{what}: not within {self._settings.timeout}"
             time.sleep(0.5)

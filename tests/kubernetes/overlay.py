@@ -4,7 +4,7 @@ environment says instead of images, commands, probes and resources."""
 import base64
 import copy
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from k8s.connection import Manifest
 from k8s.kustomize import build
+from serve.settings import CONFIGS_DIR
 from serve.tenancy.keys import mint_key
 
 FAMILY = Path(__file__).parent / "e2e/family.yaml"
@@ -22,6 +23,7 @@ Sm4ll = Callable[..., str]
 """The command line: arguments in, standard output back; fails where the command does."""
 GENERATION = "SM4LL_TEST_GENERATION"
 """A variable of every container: another value makes another cluster."""
+REDIS = "sm4ll-redis"
 AUTOSCALER_FIELDS = frozenset({"imagePullPolicy", "resources", "securityContext", "volumeMounts"})
 """Source: ray-operator/apis/ray/v1/raycluster_types.go, AutoscalerOptions (KubeRay v1.7.0)."""
 
@@ -29,9 +31,13 @@ AUTOSCALER_FIELDS = frozenset({"imagePullPolicy", "resources", "securityContext"
 class E2eSettings(BaseSettings):
     """What the cluster of the kubeconfig needs; the `local` overlay as it is where nothing is said.
 
-    Where pods are processes of one machine, for example: `SM4LL_E2E_BIN=$PWD/.venv/bin
-    SM4LL_E2E_MOUNTED=1 SM4LL_E2E_DATABASE_URL=sqlite:////tmp/e2e.db SM4LL_E2E_BLOBS_URL=/tmp/e2e
-    SM4LL_E2E_CONTAINER='{"securityContext": null}' SM4LL_E2E_POD='{"securityContext": null}'`.
+    Where pods are processes of one machine, for example:
+
+        SM4LL_E2E_BIN=$PWD/.venv/bin SM4LL_E2E_MOUNTED=1
+        SM4LL_E2E_DATABASE_URL=sqlite:////tmp/e2e/sm4ll.db SM4LL_E2E_BLOBS_URL=/tmp/e2e/blobs
+        SM4LL_E2E_CONTAINER='{"securityContext": null, "lifecycle": null, "readinessProbe": null}'
+        SM4LL_E2E_POD='{"securityContext": null}'
+        SM4LL_E2E_START_PARAMS='{"temp-dir": "/tmp/e2e/$RAY_CLOUD_INSTANCE_ID"}'
     """
 
     model_config = SettingsConfigDict(env_prefix="SM4LL_E2E_", use_attribute_docstrings=True)
@@ -44,9 +50,11 @@ class E2eSettings(BaseSettings):
     database_url: SecretStr | None = None
     """Of an empty database; with it, none of the small stores is deployed."""
     blobs_url: SecretStr | None = None
+    redis_url: SecretStr | None = None
+    """With the two above; each router counts for itself when absent."""
     bin: Path | None = None
     """Where `sm4ll`, `ray` and `python` lie when pods are processes of this machine: first in their
-    PATH, and before commands that begin with `sm4ll`."""
+    PATH, and before commands that begin with `sm4ll`. Their home is ours, too."""
     mounted: bool = False
     """Whether pods read the documents of the family from this checkout, not from a ConfigMap."""
     env: Mapping[str, str] = {}
@@ -82,6 +90,8 @@ class E2eOverlay:
         self._token = mint_key().token
         self._family = folder / "family/family.yaml"
         shutil.copytree(FAMILY.parent, self._family.parent)
+        for name in ("tenants.yaml", "experiments.yaml"):  # as they lie beside it in a pod
+            shutil.copyfile(CONFIGS_DIR / name, self._family.parent / name)
 
     @property
     def path(self) -> Path:
@@ -122,6 +132,8 @@ class E2eOverlay:
             "sm4ll-blobs": {"url": self._settings.blobs_url.get_secret_value()},
             "sm4ll-admin": {"token": self._token},
         }
+        if self._settings.redis_url is not None:
+            secrets[REDIS] = {"url": self._settings.redis_url.get_secret_value()}
         return {
             "resources": ["../../base", "../local/rendered"],
             "components": ["../../components/image"],
@@ -135,7 +147,7 @@ class E2eOverlay:
 
     def _patches(self, manifests: list[Manifest], generation: int) -> Iterator[Mapping[str, Any]]:
         for manifest in manifests:
-            operations = [
+            operations: list[Mapping[str, Any]] = [
                 {"op": "replace", "path": f"{path}/spec", "value": self._pod(spec, generation)}
                 for path, spec in list_pods(manifest)
             ]
@@ -192,14 +204,27 @@ class E2eOverlay:
         image = (settings.new_image if generation > 1 else None) or settings.image
         if image is not None:
             made["image"] = image
-        more = {**settings.env, GENERATION: str(generation)}
-        if settings.bin is not None:
-            more["PATH"] = f"{settings.bin}:/usr/local/bin:/usr/bin:/bin"
-            if made.get("command", [""])[0] == "sm4ll":
-                made["command"] = [str(settings.bin / "sm4ll"), *made["command"][1:]]
-        env = [self._moved(one) for one in made.get("env", ()) if one["name"] not in more]
-        made["env"] = [*env, *({"name": name, "value": more[name]} for name in more)]
+        made["env"] = list(self._env(made.get("env", ()), generation))
+        if settings.bin is not None and made.get("command", [""])[0] == "sm4ll":
+            made["command"] = [str(settings.bin / "sm4ll"), *made["command"][1:]]
         return made
+
+    def _env(self, env: Iterable[Manifest], generation: int) -> Iterator[Manifest]:
+        settings = self._settings
+        told = {GENERATION: str(generation)}
+        gone = set()
+        if settings.bin is not None:
+            told |= {"PATH": f"{settings.bin}:/usr/local/bin:/usr/bin:/bin"}
+            told |= {"HOME": str(Path.home())}
+            gone.add("SM4LL_LOG_PIPE")  # the first process there is not the container's
+        if settings.database_url is not None and settings.redis_url is None:
+            gone.add("SM4LL_REDIS_URL")
+        told |= settings.env
+        for variable in env:
+            if variable["name"] not in told.keys() | gone:
+                yield self._moved(variable)
+        for name, value in told.items():
+            yield {"name": name, "value": value}
 
     def _moved(self, variable: Manifest) -> Manifest:
         if not self._settings.mounted or "value" not in variable:
