@@ -66,7 +66,7 @@ def test_too_few_gpus_are_told_with_what_is_asked_and_what_there_is() -> None:
     assert found.weight == "waiting"
     assert found.subject == "pod p (heavy-gpu)"
     assert (
-        "has been waiting for 12 min for a node: none of 5 nodes takes it: 1 is of the control plane"
+        "has been waiting for 12 min for a node: none of 5 nodes takes it: 1 is of the control"
         in (found.says)
     )
     assert "4 have too little nvidia.com/gpu free (it asks for 1, others use" in found.says
