@@ -10,7 +10,13 @@ from deployments.packing.placement import Placement
 from deployments.packing.planner import PackingPlan, with_planned_resources
 from k8s.gpu_use import GpuUse, Part, plan_gpu_use
 from k8s.shape import ClusterShape, GpuProduct, PodSize, Role
-from k8s.shared_memory import in_experts_bytes, in_router_bytes, in_segmenters_bytes, volume_gib
+from k8s.shared_memory import (
+    in_experts_bytes,
+    in_router_bytes,
+    in_segmenters_bytes,
+    needed_volume_gib,
+    volume_gib,
+)
 from serve.config import (
     Autoscaling,
     FamilyConfig,
@@ -203,23 +209,42 @@ def _cpu_pool(
     least = [num_cpus[work.name] for work in mine for _ in range(work.autoscaling.min_replicas)]
     most = [num_cpus[work.name] for work in mine for _ in range(work.autoscaling.max_replicas)]
     smallest = min((num_cpus[work.name] for work in mine), default=size.cpu)
-    num_replicas = int(size.cpu / max(smallest, EPSILON) + EPSILON)
-    on_cpus = {work.name for work in mine}
-    here = [group for group in groups if group.name in on_cpus]
+    num_places = int(size.cpu / max(smallest, EPSILON) + EPSILON)
+    segmenters = [work for work in works if work.name.startswith("Segmenter-")]
+    num_segmenters = sum(work.autoscaling.max_replicas for work in segmenters)
+    names = {work.name for work in mine}
     in_flight = {
-        "router": in_router_bytes(family, [b for group in groups for b in group.bundles]),
-        "segment": in_segmenters_bytes(family, num_replicas),
-        "light-cpu": in_experts_bytes(here, num_replicas),
+        "router": in_router_bytes(family, groups, num_segmenters),
+        "segment": in_segmenters_bytes(family, min(num_places, num_segmenters)),
+        "light-cpu": in_experts_bytes([g for g in groups if g.name in names], num_places),
     }[role]
     return Pool(
         name=role,
         role=role,
         size=size,
-        shared_memory_gib=size.shared_memory_gib or volume_gib(in_flight),
+        shared_memory_gib=_shared_memory_gib(role, size, in_flight),
         min_pods=count_pods(least, size.cpu),
         max_pods=count_pods(most, size.cpu) + size.spare_pods,
         spare_pods=size.spare_pods,
     )
+
+
+def _shared_memory_gib(role: Role, size: PodSize, in_flight_bytes: int) -> float:
+    """As the shape says, where that holds what may be in flight.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if size.shared_memory_gib is None:
+        return volume_gib(in_flight_bytes)
+    needed_gib = needed_volume_gib(in_flight_bytes)
+    if needed_gib > size.shared_memory_gib:
+        raise ConfigError(
+            f"kubernetes.yaml: pods: {role}: calls under way may need {needed_gib:.2f} GiB of "
+            f"shared memory in one pod, and shared_memory_gib is {size.shared_memory_gib:g}; "
+            f"say {volume_gib(in_flight_bytes):g} (which makes a new cluster)"
+        )
+    return size.shared_memory_gib
 
 
 def count_pods(num_cpus: Sequence[float], cpu: float) -> int:
@@ -263,8 +288,8 @@ def _gpu_pool(
     mine = [name for name, parts in use.parts.items() if part in parts]
     _check_cpus(part, use, num_cpus, size)
     smallest = min(num_cpus[name] for name in mine)
-    num_replicas = 1 if role == "heavy-gpu" else int(size.cpu / max(smallest, EPSILON) + EPSILON)
-    in_flight = in_experts_bytes([group for group in groups if group.name in mine], num_replicas)
+    num_places = 1 if role == "heavy-gpu" else int(size.cpu / max(smallest, EPSILON) + EPSILON)
+    in_flight = in_experts_bytes([group for group in groups if group.name in mine], num_places)
     fewest, most = use.pods[part]
     in_use = sum(count for (_, of), (_, count) in use.pods.items() if of == kind)
     in_stock = sum(planned.gpu.kind == kind for planned in use.plan.gpus)
@@ -273,7 +298,7 @@ def _gpu_pool(
         name=pool_name(part, shape),
         role=role,
         size=size,
-        shared_memory_gib=size.shared_memory_gib or volume_gib(in_flight),
+        shared_memory_gib=_shared_memory_gib(role, size, in_flight),
         min_pods=fewest,
         max_pods=most + spare,
         spare_pods=spare,

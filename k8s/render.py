@@ -7,6 +7,7 @@ from pathlib import Path
 from deployments.bundle import load_family
 from deployments.judge_models import load_judge
 from deployments.packing.placement import Placement
+from k8s.containers import Document
 from k8s.disruption import disruption_budgets
 from k8s.family_map import FamilyFiles, build_family_map
 from k8s.monitoring import dashboard_config_maps, prometheus_rules
@@ -31,9 +32,18 @@ class Rendered:
     """By name, below `overlays/<overlay>/rendered/`."""
 
 
-def render_overlay(
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A RayService, and what it was made from."""
+
+    cluster: PlannedCluster
+    shape: ClusterShape
+    service: Document
+
+
+def plan_service(
     overlay: Overlay, shapes: Path, files: FamilyFiles, placement: Path | None = None
-) -> Rendered:
+) -> Planned:
     """
     Args:
         shapes: configs/kubernetes.yaml.
@@ -54,9 +64,18 @@ def render_overlay(
         judge = load_judge(files.family, family.judge)[0].model_dump_json()
     revision = revision_of(cluster.family, bundles, judge)
     service = build_ray_service(cluster, shape, build_serve_config(cluster, shape, revision))
+    return Planned(cluster, shape, service)
+
+
+def render_overlay(
+    overlay: Overlay, shapes: Path, files: FamilyFiles, placement: Path | None = None
+) -> Rendered:
+    """As `plan_service`, with everything else that the overlay needs, as text."""
+    planned = plan_service(overlay, shapes, files, placement)
+    cluster = planned.cluster
     documents = {
-        "rayservice.yaml": [service],
-        "family.yaml": [build_family_map(files, cluster.family, bundles)],
+        "rayservice.yaml": [planned.service],
+        "family.yaml": [build_family_map(files, cluster.family, cluster.bundles)],
         "disruption-budgets.yaml": disruption_budgets(cluster),
         "prometheus-rules.yaml": [prometheus_rules(cluster.family)],
         "dashboards.yaml": dashboard_config_maps(),
@@ -76,4 +95,4 @@ def render_overlay(
         name: write_documents(found, headline, NOTES if name == "rayservice.yaml" else None)
         for name, found in documents.items()
     }
-    return Rendered(cluster, shape, texts)
+    return Rendered(cluster, planned.shape, texts)

@@ -42,7 +42,8 @@ class PodSize(Config):
     """What Ray reserves for each replica, and so how many fit; what the family says of the
     deployment (`resources.num_cpus`, made for one machine) when absent."""
     shared_memory_gib: PositiveFloat | None = None
-    """Of /dev/shm; from what may be in flight (k8s/shared_memory.py) when absent."""
+    """Of /dev/shm. It must hold what may be in flight (k8s/shared_memory.py), and is sized by that
+    when absent: then an edit of the family may change it, and so make a new cluster."""
     spare_pods: NonNegativeInt = 0
     """That the pool may have beyond what the plan needs: for versions that are added while the
     cluster runs, for replicas that start before those they replace stop, and because Ray fills

@@ -4,13 +4,14 @@ An array above 100 KiB does not travel inside a call: its sender puts it into th
 its own node, and its reader's node gets a copy. Both keep it until the call is over.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import ceil, log2
 
 from deployments.bundle import Bundle
 from deployments.options import ExpertGroup, max_ongoing_requests
 from deployments.packing.demand import largest_size
 from serve.config import FamilyConfig
+from serve.permits import count_permits
 
 GIB = 2**30
 SMALLEST_GIB = 1.0
@@ -43,10 +44,19 @@ def segmenter_call_bytes() -> int:
     return PERSON_SIDE_PX**2 * (RGB + 2 * MASK)
 
 
-def in_router_bytes(family: FamilyConfig, bundles: Iterable[Bundle]) -> int:
-    """In one router's pod: every request that it may have has one call under way."""
-    per_call = max(segmenter_call_bytes(), *map(expert_call_bytes, bundles))
-    return family.router.max_ongoing_requests * per_call
+def in_router_bytes(
+    family: FamilyConfig, groups: Sequence[ExpertGroup], num_segmenters: int
+) -> int:
+    """In one router's pod: what its permits let it have at all replicas there may be, and full
+    batches at every segmenter."""
+    router = family.router
+    num_routers = max(1, router.autoscaling.min_replicas)
+    at_experts = sum(
+        count_permits(group, router, group.deployed.autoscaling.max_replicas, num_routers)
+        * max(map(expert_call_bytes, group.bundles))
+        for group in groups
+    )
+    return at_experts + in_segmenters_bytes(family, num_segmenters)
 
 
 def in_segmenters_bytes(family: FamilyConfig, num_replicas: int) -> int:
@@ -54,25 +64,30 @@ def in_segmenters_bytes(family: FamilyConfig, num_replicas: int) -> int:
     return num_replicas * 2 * family.segmenter.max_batch_size * segmenter_call_bytes()
 
 
-def in_experts_bytes(groups: Iterable[ExpertGroup], num_replicas: int) -> int:
-    """In a pod of so many expert replicas, each of the hungriest kind."""
-    hungriest = max(
+def in_experts_bytes(groups: Iterable[ExpertGroup], num_places: int) -> int:
+    """In a pod with so many places, when the hungriest replicas there may be meet in it."""
+    each = sorted(
         (
             max_ongoing_requests(group) * max(map(expert_call_bytes, group.bundles))
             for group in groups
+            for _ in range(group.deployed.autoscaling.max_replicas)
         ),
-        default=0,
+        reverse=True,
     )
-    return num_replicas * hungriest
+    return sum(each[:num_places])
+
+
+def needed_volume_gib(in_flight_bytes: int) -> float:
+    return in_flight_bytes / GIB / STORE_SHARE
 
 
 def volume_gib(in_flight_bytes: int) -> float:
     """The next power of two.
 
     In steps, because another size is another pod, and so another cluster: a version or a replica
-    more must not make one.
+    more should not make one.
     """
-    needed_gib = in_flight_bytes / GIB / STORE_SHARE
+    needed_gib = needed_volume_gib(in_flight_bytes)
     if needed_gib <= SMALLEST_GIB:
         return SMALLEST_GIB
     return float(2 ** ceil(log2(needed_gib)))

@@ -10,7 +10,7 @@ from deployments.bundle import load_family
 from deployments.packing.placement import Placement
 from k8s.family_map import FamilyFiles
 from k8s.pools import PlannedCluster, plan_cluster
-from k8s.render import Rendered, render_overlay
+from k8s.render import Planned, plan_service
 from k8s.shape import ClusterShape, load_shape
 from serve.config import load_yaml
 from serve.settings import CONFIGS_DIR
@@ -89,13 +89,8 @@ def plan(family: Path, placement: Path | None, shape: ClusterShape | None = None
     return plan_cluster(config, bundles, shape or production(), rules)
 
 
-def render(family: Path, placement: Path | None = None, shapes: Path = SHAPES) -> Rendered:
-    return render_overlay("production", shapes, files_of(family), placement)
-
-
-def service_of(rendered: Rendered) -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load(rendered.files["rayservice.yaml"])
-    return document
+def plan_production(family: Path, placement: Path | None = None, shapes: Path = SHAPES) -> Planned:
+    return plan_service("production", shapes, files_of(family), placement)
 
 
 def serve_config_of(service: Mapping[str, Any]) -> dict[str, Any]:

@@ -179,7 +179,9 @@ def test_groups_of_the_running_cluster_keep_their_places(tmp_path: Path) -> None
 
 def test_shared_memory_holds_every_call_that_may_be_under_way(tmp_path: Path) -> None:
     family, gpus = forty(tmp_path)
-    cluster = plan(family, gpus)
+    pods = {**production().model_dump()["pods"]}
+    pods["light-gpu"]["shared_memory_gib"] = None
+    cluster = plan(family, gpus, production(pods=pods))
     bundle = load_family(family)[1]["eye@1"]
     # 768x1024: crop and mask there, a product of 512x512, four crops back.
     assert expert_call_bytes(bundle) == 768 * 1024 * 16 + 512 * 512 * 3
@@ -190,14 +192,12 @@ def test_shared_memory_holds_every_call_that_may_be_under_way(tmp_path: Path) ->
     assert pool.memory_gib == pool.size.memory_gib + pool.shared_memory_gib
 
 
-def test_a_pods_size_does_not_follow_bounds(tmp_path: Path) -> None:
-    def sizes(most: int) -> list[float]:
-        bounds = {"min_replicas": 1, "max_replicas": most}
-        family = write_seven(tmp_path, {L4: 5.0}, {L4: 15.0}, light=bounds, heavy=bounds)
-        pools = plan(family, write_gpus(tmp_path, [("l4", 10, L4, 4)])).pools
-        return [pool.shared_memory_gib for pool in pools]
-
-    assert sizes(1) == sizes(9)
+def test_shared_memory_that_would_not_do_is_refused_with_what_would(tmp_path: Path) -> None:
+    family, gpus = forty(tmp_path)
+    pods = {**production().model_dump()["pods"]}
+    pods["light-gpu"]["shared_memory_gib"] = 0.5
+    with pytest.raises(ConfigError, match=r"light-gpu: .* 0\.66 GiB .* is 0\.5; say 1 "):
+        plan(family, gpus, production(pods=pods))
 
 
 def test_volume_grows_in_powers_of_two() -> None:
