@@ -3,7 +3,7 @@ JobRunner -> Router."""
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 from ray.serve import Application
 
 from deployments.bundle import load_family
@@ -21,6 +21,7 @@ from deployments.options import (
 from deployments.segmentation import SegmenterReplica
 from serve.added import build_deployment
 from serve.config import ReplicaPlan
+from serve.described import Described
 from serve.job_runner import JobRunner
 from serve.ray_meter import RayMeter
 from serve.revision import wait_for_revision
@@ -28,10 +29,10 @@ from serve.router import IngressRouter
 from serve.settings import Settings
 
 
-class AppArgs(BaseModel):
+class AppArgs(Described):
     """Arguments of the application, in a Serve config file or after `serve run`."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid")
 
     family: Path | None = None
     """The family file; `SM4LL_FAMILY` or the shipped one when absent."""

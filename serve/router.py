@@ -15,7 +15,6 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.bundle import Bundle
 from serve.admission.load import report_gate
-from serve.api.app import build_api
 from serve.api.models import State
 from serve.beginnings import expect_answers, expect_tryons
 from serve.catalog import Catalog
@@ -164,6 +163,9 @@ class Router:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        # The task that builds the graph imports this module, and waits for no API.
+        from serve.api.app import build_api
+
         return build_api(
             self._catalog,
             self._pipeline,

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from serve import __version__
 from serve.config import RouterConfig
@@ -22,7 +23,6 @@ from serve.settings import Settings
 from serve.store.blobs import Blobs
 from serve.store.engine import Database
 from serve.store.opening import open_blobs, open_database
-from serve.store.schema import SchemaStatus, read_schema
 from serve.tenancy.assets import AssetStore
 from serve.tenancy.idempotency import FirstAnswers
 from serve.tenancy.key_ring import KeyRing
@@ -30,6 +30,9 @@ from serve.tenancy.ledger import UsageLedger
 from serve.tenancy.limits import TenantLimits, open_limits
 from serve.tenancy.registry import Registry
 from serve.tenancy.retention import Sweeper
+
+if TYPE_CHECKING:
+    from serve.store.schema import SchemaStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +131,10 @@ def require_current_schema(settings: Settings) -> None:
         )
 
 
-async def _read_schema(settings: Settings) -> SchemaStatus:
+async def _read_schema(settings: Settings) -> "SchemaStatus":
+    # Alembic is imported by who asks: most processes that use the store never do.
+    from serve.store.schema import read_schema
+
     database = open_database(settings)
     try:
         return await read_schema(database)

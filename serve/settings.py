@@ -32,9 +32,7 @@ TRACING_FLAGS: Mapping[str, str] = {
 class Settings(BaseSettings):
     """Settings of one process, from `SM4LL_*` variables."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="SM4LL_", frozen=True, use_attribute_docstrings=True, extra="ignore"
-    )
+    model_config = SettingsConfigDict(env_prefix="SM4LL_", frozen=True, extra="ignore")
 
     family: Path = CONFIGS_DIR / "family.yaml"
     """What is deployed."""
