@@ -12,6 +12,7 @@ import gzip
 import json
 import socket
 import subprocess
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,7 +139,7 @@ class Revisions:
         packed = b"".join(base64.b64decode(one["data"]["manifests"]) for one in parts)
         try:
             manifests: list[Manifest] = json.loads(gzip.decompress(packed))
-        except (EOFError, ValueError, OSError) as exc:
+        except (EOFError, ValueError, OSError, zlib.error) as exc:
             raise ConfigError(
                 f"Revision {number} cannot be read: its Secrets sm4ll-revision-{number}* in "
                 f"{self._namespace} are damaged or incomplete ({exc})"

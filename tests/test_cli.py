@@ -59,6 +59,7 @@ COMMANDS = (
     *("experiments list", "experiments show", "experiments create", "experiments start"),
     *("experiments pause", "experiments resume", "experiments end", "experiments weights"),
     "experiments assign",
+    *("k8s apply", "k8s diff", "k8s rollback", "k8s history", "k8s delete"),
 )
 
 

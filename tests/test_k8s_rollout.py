@@ -277,3 +277,25 @@ def test_rollback_goes_to_the_last_good_one_and_runs_no_job(world: World) -> Non
     world.apply(manifests, plan=plan)
     assert world.controllers.job_runs == ["sm4ll-migrate"] * 2
     assert acts(world.plan(deployment(image="sm4ll:2"))) == {"RayService sm4ll": "change"}
+
+
+def test_a_server_that_is_not_well_delays_a_rollout_and_does_not_change_it(
+    world: World, tmp_path: Path
+) -> None:
+    for method in ("GET", "PATCH", "POST"):
+        for kind in ("configmaps", "secrets", "jobs", "rayservices", "leases"):
+            faults = Fault(429, headers=(("Retry-After", "1"),)), Fault(503), Fault(is_cut=True)
+            world.kube.fail(method, kind, *faults)
+    world.kube.token = "first"
+    begin = world.kube.on_write
+
+    def expire(verb: str, one: dict[str, object]) -> None:
+        if one["kind"] == "ConfigMap":  # in the middle of the writes
+            world.kube.token = "second"
+            (tmp_path / "token").write_text("second")
+        begin(verb, one)
+
+    world.kube.on_write = expire
+    assert world.apply(deployment()).state == "done"
+    assert world.controllers.job_runs == ["sm4ll-migrate"]
+    assert acts(world.plan(deployment())) == {}
