@@ -28,6 +28,12 @@ Edit = Callable[[Document], None]
 BOUNDS = {"min_replicas": 1, "max_replicas": 3}
 
 
+@pytest.fixture(scope="module")
+def shipped() -> Document:
+    """Of the configuration as it is."""
+    return rendered(CONFIGS_DIR)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The shipped configuration, to be edited."""
@@ -94,11 +100,10 @@ def more_routers(folder: Path) -> None:
     ],
 )
 def test_edits_of_what_is_served_are_taken_in_place(
-    folder: Path, change: Callable[[Path], None]
+    shipped: Document, folder: Path, change: Callable[[Path], None]
 ) -> None:
-    before = rendered(folder)
     change(folder)
-    assert needs_new_cluster(before, rendered(folder)) == []
+    assert needs_new_cluster(shipped, rendered(folder)) == []
 
 
 @pytest.mark.parametrize(
@@ -113,28 +118,29 @@ def test_edits_of_what_is_served_are_taken_in_place(
     ],
 )
 def test_edits_of_what_a_pod_is_make_another_cluster_and_are_named(
-    folder: Path, shape: Document, path: str
+    shipped: Document, folder: Path, shape: Document, path: str
 ) -> None:
-    before = rendered(folder)
     edit(folder / SHAPES.name, lambda shapes: shapes["production"].update(shape))
-    paths = needs_new_cluster(before, rendered(folder))
+    paths = needs_new_cluster(shipped, rendered(folder))
     assert any(path in found for found in paths), paths
 
 
-def test_bounds_reach_serve_and_the_groups_and_leave_the_application_as_it_is(folder: Path) -> None:
-    before = rendered(folder)
+def test_bounds_reach_serve_and_the_groups_and_leave_the_application_as_it_is(
+    shipped: Document, folder: Path
+) -> None:
     edit(folder / "family.yaml", lambda f: f["experts"][0].update(autoscaling={"max_replicas": 20}))
     after = rendered(folder)
-    assert changed_bounds(before, after) == {"light-cpu": PodBounds(1, 6)}
-    old, new = (serve_config_of(service)["applications"][0] for service in (before, after))
+    assert changed_bounds(shipped, after) == {"light-cpu": PodBounds(1, 6)}
+    old, new = (serve_config_of(service)["applications"][0] for service in (shipped, after))
     assert old["args"] == new["args"]
     assert old["deployments"] != new["deployments"]
 
 
-def test_a_changed_bundle_is_another_revision_of_the_application(folder: Path) -> None:
-    before = rendered(folder)
+def test_a_changed_bundle_is_another_revision_of_the_application(
+    shipped: Document, folder: Path
+) -> None:
     change_bundle(folder)
-    old, new = (serve_config_of(one)["applications"][0] for one in (before, rendered(folder)))
+    old, new = (serve_config_of(one)["applications"][0] for one in (shipped, rendered(folder)))
     assert old["args"]["revision"] != new["args"]["revision"]
 
 
@@ -152,17 +158,18 @@ def test_versions_with_weights_come_and_scale_in_place(tmp_path: Path) -> None:
     assert changed_bounds(before, after).keys() == {"light-gpu-l4"}
 
 
-def test_the_first_version_on_a_gpu_brings_its_pool_to_the_running_cluster(folder: Path) -> None:
-    before = rendered(folder)
+def test_the_first_version_on_a_gpu_brings_its_pool_to_the_running_cluster(
+    shipped: Document, folder: Path
+) -> None:
     write_measured(folder, "top@2", {L4: 15.0})
     edit(folder / "family.yaml", lambda f: f["experts"].append({"version": "top@2"}))
     after = rendered(folder)
-    assert needs_new_cluster(before, after) == []
-    assert appended_groups(before, after) == ["heavy-gpu-l4"]
+    assert needs_new_cluster(shipped, after) == []
+    assert appended_groups(shipped, after) == ["heavy-gpu-l4"]
 
 
-def test_a_pool_that_goes_or_comes_in_between_makes_another_cluster(folder: Path) -> None:
-    service = rendered(folder)
+def test_a_pool_that_goes_or_comes_in_between_makes_another_cluster(shipped: Document) -> None:
+    service = shipped
     fewer = copy.deepcopy(service)
     groups = fewer["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     groups.append({**groups.pop(1), "groupName": "new"})
@@ -175,8 +182,8 @@ def test_a_pool_that_goes_or_comes_in_between_makes_another_cluster(folder: Path
     assert needs_new_cluster(service, turned) == ["rayClusterConfig.workerGroupSpecs (order)"]
 
 
-def test_what_the_autoscaler_and_the_api_server_write_is_no_edit(folder: Path) -> None:
-    service = rendered(folder)
+def test_what_the_autoscaler_and_the_api_server_write_is_no_edit(shipped: Document) -> None:
+    service = shipped
     stored = copy.deepcopy(service)
     stored["spec"]["rayClusterConfig"]["upgradeStrategy"] = {"type": "Recreate"}
     for group in stored["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
