@@ -11,13 +11,16 @@ from serve.seed_files import load_experiments, load_tenants
 from serve.services import require_current_schema
 from serve.settings import CONFIGS_DIR, Settings, find_api_key, local_key_file
 from serve.store.audit import list_records
+from serve.store.columns import utc_now
 from serve.store.engine import Database
 from serve.store.experiment_tables import ExperimentState
 from serve.store.experiments import get_experiment
+from serve.store.keys import get_key, revoke
 from serve.store.opening import database_url
 from serve.store.tables import Tenant
-from serve.tenancy.embedded import prepare_store
+from serve.tenancy.embedded import prepare_store, prepare_with_key
 from serve.tenancy.key_ring import KeyRing
+from serve.tenancy.keys import mint_key, parse_token
 from serve.tenancy.registry import Registry
 from tests.stores import opened
 
@@ -82,6 +85,19 @@ async def test_key_that_the_database_does_not_know_is_replaced(
     other = await prepare_store(settings)
     assert other not in (token, content)
     assert local_key_file(settings).read_text().strip() == other
+
+
+async def test_given_key_that_was_revoked_does_not_come_back(settings: Settings) -> None:
+    token = mint_key().token
+    assert await prepare_with_key(settings, token)
+    assert not await prepare_with_key(settings, token)
+    async with opened(database_url(settings)) as database:
+        async with database.transaction() as session:
+            revoke(await get_key(session, "admin", parse_token(token)), utc_now())
+    with pytest.raises(ConfigError, match="does not work any more") as refused:
+        await prepare_with_key(settings, token)
+    assert token not in str(refused.value)
+    assert await prepare_with_key(settings, mint_key().token)
 
 
 async def test_seeds_make_what_is_missing_and_change_nothing(settings: Settings) -> None:
