@@ -11,11 +11,7 @@ from typing import Any, Self
 
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.client.exceptions import ApiException
-from kubernetes.config import (
-    list_kube_config_contexts,
-    load_incluster_config,
-    load_kube_config,
-)
+from kubernetes.config import load_incluster_config, load_kube_config
 from kubernetes.config.config_exception import ConfigException
 from urllib3.exceptions import HTTPError
 
@@ -55,17 +51,6 @@ def connect(settings: Settings, context: str | None = None) -> ApiClient:
                 "a pod. Set SM4LL_KUBECONFIG (or KUBECONFIG) to a kubeconfig file."
             ) from exc
     return ApiClient(configuration)
-
-
-def current_namespace(settings: Settings, context: str | None = None) -> str | None:
-    """The namespace that the kubeconfig's context names, if any."""
-    try:
-        contexts, active = list_kube_config_contexts(settings.kubeconfig)
-    except ConfigException:
-        return None
-    chosen = next((one for one in contexts if one["name"] == context), active)
-    named: str | None = chosen["context"].get("namespace")
-    return named
 
 
 class Connection:

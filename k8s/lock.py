@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from k8s.api import ControlPlane
 from k8s.connection import Manifest
 from k8s.revisions import PART_OF, whoami
-from serve.errors import ControlPlaneRefused, RolloutRefused
+from serve.errors import ControlPlaneRefused, ControlPlaneUnreachable, RolloutRefused
 
 NAME = "sm4ll-apply"
 DURATION_S = 120
@@ -92,9 +92,8 @@ class ApplyLock:
         self._lease = None
         try:
             self._api.delete("coordination.k8s.io/v1", "Lease", name, self._namespace, uid=uid)
-        except ControlPlaneRefused as exc:
-            if exc.http_status != 409:  # 409: it is somebody else's by now
-                raise
+        except (ControlPlaneRefused, ControlPlaneUnreachable):
+            return  # it is somebody else's by now (409), or ends by itself
 
     def _written(self, lease: Manifest) -> Manifest:
         self._renewed = self._now()

@@ -6,8 +6,9 @@ it off, applying again goes on from there.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,8 @@ from k8s.status import ClusterStatus, judge
 from k8s.waiting import REFRESH_S, SURE_AFTER_S, Verdict, next_look, watch_changes
 from serve.errors import ClusterError, RolloutFailed, RolloutRefused, RolloutTimedOut
 
+# After a change KubeRay may tell the state of before once more: it looks every 2 s.
+SETTLE_S = 5.0
 DONE: Mapping[Act, str] = {"create": "created", "change": "changed"}
 
 
@@ -120,7 +123,8 @@ class Rollout:
             except RolloutTimedOut:
                 raise  # it may still become ready: the next apply goes on waiting
             except ClusterError:
-                self._revisions.mark(revision, "failed")
+                with suppress(ClusterError):  # what went wrong first is what matters
+                    self._revisions.mark(revision, "failed")
                 raise
             if not self._is_waiting:
                 return revision
@@ -200,15 +204,20 @@ class Rollout:
         return max(0.05, self._timeout_s - (self._clock() - self._began_s))
 
     def _await_service(self, plan: Plan) -> None:
-        name = next((one.ref.name for one in plan.steps if one.ref.kind == "RayService"), None)
-        if name is None:
+        step = next((one for one in plan.steps if one.ref.kind == "RayService"), None)
+        if step is None:
             return
+        name = step.ref.name
+        settle_s = SETTLE_S if step.act == "change" else 0.0
+        since_s: float | None = None
         verdict = Verdict("upgraded", self._timeout_s, self._sure_after_s)
         with watch_changes(self._api.another, self._namespace) as changed:
             while True:
                 status = judge(read_snapshot(self._api, self._namespace, name))
-                outcome = verdict.look(status, self._clock() - self._began_s)
-                if outcome == "reached":
+                now_s = self._clock()
+                outcome = verdict.look(status, now_s - self._began_s)
+                since_s = (since_s or now_s) if outcome == "reached" else None
+                if since_s is not None and now_s - since_s >= settle_s:
                     self._teller.said(f"RayService {name} is ready")
                     return
                 if outcome == "failed":
@@ -216,7 +225,8 @@ class Rollout:
                 if outcome == "late":
                     raise _lateness(name, status)
                 self._tick(in_one_line(status))
-                pause_s = min(REFRESH_S, self._left_s(), self._sure_after_s or REFRESH_S)
+                longest_s = REFRESH_S if since_s is None else settle_s
+                pause_s = min(longest_s, self._left_s(), self._sure_after_s or longest_s)
                 next_look(changed, pause_s, self._api.sleep)
 
     def _prune(self, plan: Plan) -> None:
@@ -249,7 +259,8 @@ def in_one_line(status: ClusterStatus) -> str:
         parts.append(f"{ready} of {wanted} pods ready")
     if status.applications:
         parts.append(f"{running} of {len(status.applications)} applications run")
-    for found in status.findings[:1]:
+    others = (one for one in status.findings if not one.subject.startswith("RayService"))
+    for found in islice(others, 1):
         parts.append(f"{found.subject} {found.says}")
     return "; ".join(parts)
 

@@ -62,6 +62,11 @@ class KubeServer(KubeObjects):
         """The next requests of that method whose path (with query) contains the part."""
         self._faults += [(method, path_part, fault) for fault in faults]
 
+    def heal(self) -> None:
+        """Forget the faults that have not come yet."""
+        with self._changed:
+            self._faults.clear()
+
     def drop_watches(self) -> None:
         """Cut every open watch in the middle of its stream."""
         with self._changed:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from k8s.api import ControlPlane
 from k8s.objects import with_inputs
 from k8s.planning import Plan, Planner
@@ -128,5 +130,7 @@ class World:
 
 @contextmanager
 def open_world(folder: Path, missing: tuple[str, ...] = ()) -> Iterator[World]:
-    with open_kube(missing=missing) as kube:
+    """Nobody waits here until the operator has looked twice: these controllers are at once."""
+    with open_kube(missing=missing) as kube, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("k8s.rollout.SETTLE_S", 0.0)
         yield World(kube, folder)

@@ -1,12 +1,19 @@
 """A rollout over real HTTP: in order, once, told before, and safe to be cut off anywhere."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from k8s.revisions import previous_done
-from serve.errors import FieldConflict, RolloutFailed, RolloutRefused, RolloutTimedOut
+from serve.errors import (
+    ControlPlaneUnreachable,
+    FieldConflict,
+    RolloutFailed,
+    RolloutRefused,
+    RolloutTimedOut,
+)
 from tests.kube_server import Fault
 from tests.rollout_cluster import Told, World, deployment, open_world, thing
 
@@ -207,6 +214,36 @@ def test_late_is_not_failed_and_the_next_apply_goes_on_waiting(world: World) -> 
 
 
 # Cut off, and two at once
+
+
+class Sawyer(Told):
+    """Cuts every connection from a certain line on."""
+
+    def __init__(self, world: World, line: str):
+        super().__init__()
+        self.world = world
+        self.line = line
+
+    def said(self, text: str) -> None:
+        super().said(text)
+        if text == self.line:
+            for method in ("PATCH", "DELETE", "PUT"):
+                self.world.kube.fail(method, "/", *itertools.repeat(Fault(is_cut=True), 50))
+
+
+def test_a_control_plane_that_goes_away_is_what_is_said_and_the_next_apply_goes_on(
+    world: World,
+) -> None:
+    with pytest.raises(ControlPlaneUnreachable) as caught:
+        world.apply(deployment(), told=Sawyer(world, "Job sm4ll-migrate done"))
+    assert "goes on where it stopped" in caught.value.remedy
+    assert world.revisions.all()[0].state == "pending"
+    world.kube.heal()
+    with pytest.raises(RolloutRefused, match="is changing this cluster"):
+        world.apply(deployment())  # nobody could let go of the lock; it ends by itself
+    world.kube.remove("Lease", "sm4ll-apply")
+    assert world.apply(deployment()).number == 1
+    assert world.controllers.job_runs == ["sm4ll-migrate"]
 
 
 def test_cut_off_anywhere_it_is_finished_by_the_next(tmp_path: Path) -> None:

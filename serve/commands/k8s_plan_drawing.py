@@ -62,7 +62,8 @@ def draw_plan(plan: Plan) -> Group:
 
 def _head(act: Act, what: str, says: str) -> Text:
     mark, style = MARKS[act]
-    line = Text(f"{mark} ", style=f"bold {style}")
+    line = Text()
+    line.append(f"{mark} ", style=f"bold {style}")
     line.append(what, style="bold")
     line.append(f"  {says}", style=style)
     return line
@@ -121,7 +122,8 @@ def _is_within(where: str, path: str) -> bool:
 
 def _difference(found: Sequence[Difference], is_why: bool) -> Text:
     one = found[0]
-    line = Text("! " if is_why else "  ", style="bold yellow" if is_why else "")
+    line = Text()
+    line.append("! " if is_why else "  ", style="bold yellow")
     line.append(one.where, style="bold" if is_why else "")
     if len(found) > 1:
         line.append(f" and {len(found) - 1} more like it", style="dim")
@@ -143,14 +145,12 @@ def _difference(found: Sequence[Difference], is_why: bool) -> Text:
 def _sum(plan: Plan) -> Text:
     counts = Counter(step.act for step in plan.steps)
     if not plan.changes:
-        return Text(f"Nothing to do: {_objects(len(plan.steps))} as they should be.", style="green")
+        return Text(
+            f"Nothing to do: all {len(plan.steps)} objects are as they should be.", style="green"
+        )
     told = ", ".join(f"{counts[act]} {word}" for act, word in DONE.items() if counts[act])
     stays = f"; {counts['keep']} stay as they are" if counts["keep"] else ""
     return Text(f"{told}{stays}.", style="bold")
-
-
-def _objects(number: int) -> str:
-    return f"{number} object{'' if number == 1 else 's'}"
 
 
 def draw_history(revisions: Sequence[Revision]) -> Table:
