@@ -2,32 +2,20 @@
 each says here."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from k8s.family_map import EXPERIMENTS, FAMILY, TENANTS
-from k8s.family_map import NAME as FAMILY_MAP
 from k8s.pools import Pool
 from k8s.serve_config import POOL_LABEL, SERVE_PORT
-from k8s.shape import ClaimCache, ClusterShape, EphemeralCache, GpuProduct, NoCache, NodeCache
-from k8s.yaml_text import Line
+from k8s.shape import ClusterShape, EphemeralCache, GpuProduct, NoCache
+from k8s.units import cores, gib
+from k8s.volumes import FAMILY_DIR, HOME, HOME_GIB, MODELS_DIR
+from k8s.yaml_text import Document, Line
 from serve.ray_flags import flags_for
 from serve.settings import TRACING_FLAGS
-
-Document = dict[str, Any]
 
 USER = 1000
 PART_OF: Mapping[str, str] = {"app.kubernetes.io/part-of": "sm4ll"}
 SERVICE_ACCOUNT = "sm4ll-ray"
-HOME = "/home/sm4ll"
-"""Not the image's /home/ray, in which its Python lies: a volume there would hide it."""
-FAMILY_DIR = "/etc/sm4ll"
-MODELS_DIR = "/models"
-HOME_GIB = 1
-
-# Names that KubeRay looks for: it adds volumes of its own where these are missing, and mounts the
-# second into its autoscaler's container as well.
-SHARED_MEMORY, RAY_FILES = "shared-mem", "ray-logs"
-
 ENDPOINTS_S = 10.0
 """Until every balancer knows that a pod is gone."""
 MARGIN_S = 30
@@ -59,17 +47,6 @@ PROVIDERS = (
 )
 """What versions that others paint are paid with. A hosted version that is added while the cluster
 runs may start on any worker."""
-
-
-def gib(amount: float) -> str:
-    """`1536Mi`, `4Gi`: as Kubernetes writes it itself."""
-    mib = round(amount * 1024)
-    return f"{mib // 1024}Gi" if mib % 1024 == 0 else f"{mib}Mi"
-
-
-def cores(amount: float) -> str:
-    """`500m`, `4`."""
-    return f"{round(amount * 1000)}m" if amount % 1 else f"{amount:.0f}"
 
 
 def env(
@@ -134,51 +111,6 @@ def _pod_security() -> Document:
     }
 
 
-def mounts(shape: ClusterShape) -> list[Document]:
-    mounted = [
-        Line(name=SHARED_MEMORY, mountPath="/dev/shm"),
-        Line(name="tmp", mountPath="/tmp"),
-        Line(name=RAY_FILES, mountPath="/tmp/ray"),
-        Line(name="home", mountPath=HOME),
-        Line(name="family", mountPath=FAMILY_DIR, readOnly=True),
-    ]
-    if isinstance(shape.model_cache, EphemeralCache):
-        mounted.append(Line(name="models", mountPath=MODELS_DIR))
-    elif not isinstance(shape.model_cache, NoCache):
-        mounted.append(Line(name="models", mountPath=MODELS_DIR, readOnly=True))
-    return [*mounted]
-
-
-def volumes(shape: ClusterShape, shared_memory_gib: float) -> list[Document]:
-    in_memory = {"medium": "Memory", "sizeLimit": gib(shared_memory_gib)}
-    return [
-        Line(name=SHARED_MEMORY, emptyDir=in_memory),
-        # Large bodies of requests are spooled here as well.
-        Line(name="tmp", emptyDir={"sizeLimit": gib(shape.scratch_gib / 2)}),
-        Line(name=RAY_FILES, emptyDir={"sizeLimit": gib(shape.scratch_gib)}),
-        Line(name="home", emptyDir={"sizeLimit": gib(HOME_GIB)}),
-        Line(name="family", configMap={"name": FAMILY_MAP}),
-        *_model_volume(shape),
-    ]
-
-
-def _model_volume(shape: ClusterShape) -> Iterator[Document]:
-    cache = shape.model_cache
-    if isinstance(cache, ClaimCache):
-        claim = {"claimName": cache.claim, "readOnly": True}
-        yield Line(name="models", persistentVolumeClaim=claim)
-    elif isinstance(cache, NodeCache):
-        yield Line(name="models", hostPath={"path": str(cache.path), "type": "Directory"})
-    elif isinstance(cache, EphemeralCache):
-        spec: Document = {
-            "accessModes": ["ReadWriteOnce"],
-            "resources": {"requests": {"storage": gib(cache.size_gib)}},
-        }
-        if cache.storage_class is not None:
-            spec["storageClassName"] = cache.storage_class
-        yield {"name": "models", "ephemeral": {"volumeClaimTemplate": {"spec": spec}}}
-
-
 def resources(
     *, cpu: float, memory_gib: float, scratch_gib: int, gpu: GpuProduct | None = None
 ) -> Document:
@@ -203,7 +135,7 @@ def worker_readiness() -> Document:
     whatever a service of ours would select. With HAProxy each node that has a replica, of whichever
     deployment, runs a proxy that asks the routers, wherever they are; a node without one runs none.
     Such a pod is on its way: its replica starts, or the autoscaler takes it away. None stays so,
-    for no pool's floor is above what the fewest replicas fill (k8s/pools.py).
+    for no pool keeps more than the fewest replicas fill however they lie (k8s/pools.py).
 
     Source: ray-operator/controllers/ray/common/{pod.go BuildPod, service.go BuildServeService}
     (v1.7.0); ray/serve/_private/haproxy_templates.py (2.60.0).

@@ -1,8 +1,9 @@
 """How many pods of a pool may be taken away at once by whoever drains nodes."""
 
-from k8s.containers import PART_OF, Document
+from k8s.containers import PART_OF
 from k8s.pools import PlannedCluster
 from k8s.serve_config import POOL_LABEL
+from k8s.yaml_text import Document
 
 
 def disruption_budgets(cluster: PlannedCluster) -> list[Document]:

@@ -17,28 +17,14 @@ from k8s.shared_memory import (
     needed_volume_gib,
     volume_gib,
 )
+from k8s.work import EPSILON, Work, count_pods, fewest_pods, list_work, with_bounds
 from serve.config import (
-    Autoscaling,
     FamilyConfig,
-    Resources,
-    RouterConfig,
-    SegmenterConfig,
     VersionId,
 )
 from serve.errors import ConfigError
 
 CPU_ROLES: tuple[Role, ...] = ("router", "segment", "light-cpu")
-EPSILON = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One deployment: where it belongs without a GPU, what a replica takes, how many there are."""
-
-    name: str
-    role: Role
-    resources: Resources
-    autoscaling: Autoscaling
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +85,7 @@ def plan_cluster(
         PackingImpossible: the replicas do not fit the GPUs; says by how much.
         ConfigError: the shape has no pod for what is planned, or one that is too small.
     """
-    family = _with_bounds(family, shape)
+    family = with_bounds(family, shape)
     use = plan_gpu_use(family, bundles, placement) if placement else None
     if use is not None:
         family = with_planned_resources(family, use.plan)
@@ -124,35 +110,6 @@ def plan_cluster(
     num_gpus = use.num_gpus if use else {}
     plan = use.plan if use else None
     return PlannedCluster(family, bundles, tuple(pools), places, num_cpus, num_gpus, plan)
-
-
-def _with_bounds(family: FamilyConfig, shape: ClusterShape) -> FamilyConfig:
-    """Routers and segmenters as the shape wants them, where it says so."""
-    parts: dict[str, RouterConfig | SegmenterConfig] = {}
-    for name, part, bounds in (
-        ("router", family.router, shape.routers),
-        ("segmenter", family.segmenter, shape.segmenters),
-    ):
-        if bounds is not None:
-            autoscaling = part.autoscaling.model_copy(update=bounds.model_dump())
-            parts[name] = part.model_copy(update={"autoscaling": autoscaling})
-    return family.model_copy(update=parts)
-
-
-def list_work(family: FamilyConfig, bundles: Mapping[VersionId, Bundle]) -> Iterator[Work]:
-    """Every deployment of the graph (serve/app.py)."""
-    router, jobs, segmenter = family.router, family.jobs, family.segmenter
-    runners = Autoscaling(min_replicas=jobs.runners, max_replicas=jobs.runners)
-    yield Work("Router", "router", router.resources, router.autoscaling)
-    yield Work("JobRunner", "router", jobs.resources, runners)
-    for masker_id in dict.fromkeys(bundle.masker.id for bundle in bundles.values()):
-        name = f"Segmenter-{masker_id}"
-        yield Work(name, "segment", segmenter.resources, segmenter.autoscaling)
-    if family.judge is not None:
-        yield Work("Judge", "segment", family.judge.resources, family.judge.autoscaling)
-    for group in group_experts(family, bundles):
-        deployed = group.deployed
-        yield Work(group.name, "light-cpu", deployed.resources, deployed.autoscaling)
 
 
 def pool_name(part: Part, shape: ClusterShape) -> str:
@@ -223,7 +180,7 @@ def _cpu_pool(
         role=role,
         size=size,
         shared_memory_gib=_shared_memory_gib(role, size, in_flight),
-        min_pods=count_pods(least, size.cpu),
+        min_pods=fewest_pods(least, size.cpu),
         max_pods=count_pods(most, size.cpu) + size.spare_pods,
         spare_pods=size.spare_pods,
     )
@@ -245,19 +202,6 @@ def _shared_memory_gib(role: Role, size: PodSize, in_flight_bytes: int) -> float
             f"say {volume_gib(in_flight_bytes):g} (which makes a new cluster)"
         )
     return size.shared_memory_gib
-
-
-def count_pods(num_cpus: Sequence[float], cpu: float) -> int:
-    """How many pods replicas of these sizes fill, the largest first, each in the first pod that has
-    room for it."""
-    free: list[float] = []
-    for size in sorted(num_cpus, reverse=True):
-        at = next((at for at, left in enumerate(free) if left + EPSILON >= size), None)
-        if at is None:
-            free.append(cpu - size)
-        else:
-            free[at] -= size
-    return len(free)
 
 
 def _rank(part: Part) -> tuple[str, str]:

@@ -6,13 +6,14 @@ Source: ray-operator/apis/ray/v1/{rayservice,raycluster}_types.go (KubeRay v1.7.
 from collections.abc import Mapping
 from typing import Any
 
-from k8s import containers
-from k8s.containers import PART_OF, PROVIDERS, STORES, Document, gib
+from k8s import containers, volumes
+from k8s.containers import PART_OF, PROVIDERS, STORES
 from k8s.pools import PlannedCluster, Pool
 from k8s.serve_config import POOL_LABEL, longest_request_s
 from k8s.shape import RAY_VERSION, ClusterShape
 from k8s.shared_memory import GIB, STORE_SHARE
-from k8s.yaml_text import Line, to_yaml
+from k8s.units import cores, gib
+from k8s.yaml_text import Document, Line, to_yaml
 
 HEAD = "head"
 HEAD_SHARED_MEMORY_GIB = 0.5
@@ -28,6 +29,12 @@ NOTES: Mapping[str, str] = {
     "without Redis the end of the cluster.",
     "redisAddress:": "Kubernetes puts the variable's value in: KubeRay copies this into the head's "
     "environment,\nbehind the variable that the secret fills.",
+    "readinessProbe:": "Ready is who answers requests: KubeRay's services send to every ready "
+    "worker.\nA pod without a replica runs no proxy, and is on its way up or down.",
+    "preStop:": "Serve on until every balancer knows, and the longest request is over.",
+    "{name: HOME,": "Ray's image has its Python in /home/ray, and a volume there would hide it.",
+    "{name: family, configMap": "Whole: a list of its files here would make each new version a "
+    "new cluster.",
     "object-store-memory:": "Below /dev/shm, which other libraries use a little as well.",
     "minReplicas:": "Bounds and tolerations are all that may change here without another cluster, "
     "and\na group that is new at the end (k8s/cluster_hash.py).",
@@ -80,7 +87,7 @@ def _upgrade(shape: ClusterShape) -> Document:
 
 
 def _autoscaler(shape: ClusterShape) -> Document:
-    amount = {"cpu": containers.cores(AUTOSCALER_CPUS), "memory": gib(AUTOSCALER_GIB)}
+    amount = {"cpu": cores(AUTOSCALER_CPUS), "memory": gib(AUTOSCALER_GIB)}
     return {
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {
@@ -89,10 +96,10 @@ def _autoscaler(shape: ClusterShape) -> Document:
             "imagePullPolicy": shape.image_pull_policy,
             "resources": {"requests": Line(amount), "limits": Line(memory=amount["memory"])},
             "securityContext": containers.container_security(),
-            "env": [Line(name="HOME", value=containers.HOME)],
+            "env": [Line(name="HOME", value=volumes.HOME)],
             "volumeMounts": [
                 Line(name="tmp", mountPath="/tmp"),
-                Line(name="home", mountPath=containers.HOME),
+                Line(name="home", mountPath=volumes.HOME),
             ],
         },
     }
@@ -126,7 +133,7 @@ def _head_group(shape: ClusterShape) -> Document:
             scratch_gib=shape.scratch_gib,
         ),
         "securityContext": containers.container_security(),
-        "volumeMounts": containers.mounts(shape),
+        "volumeMounts": volumes.mounts(shape),
     }
     return {
         "rayStartParams": {
@@ -143,7 +150,7 @@ def _head_group(shape: ClusterShape) -> Document:
                 # The autoscaler beside it asks the API server for pods.
                 **containers.pod_spec(shape, needs_token=True),
                 "containers": [container],
-                "volumes": containers.volumes(shape, HEAD_SHARED_MEMORY_GIB),
+                "volumes": volumes.list_volumes(shape, HEAD_SHARED_MEMORY_GIB),
             },
         },
     }
@@ -168,7 +175,7 @@ def _worker_group(pool: Pool, shape: ClusterShape, longest_s: float) -> Document
                 **_where(pool, shape),
                 "terminationGracePeriodSeconds": containers.grace_s(longest_s),
                 "containers": [_worker_container(pool, shape, longest_s)],
-                "volumes": containers.volumes(shape, pool.shared_memory_gib),
+                "volumes": volumes.list_volumes(shape, pool.shared_memory_gib),
             },
         },
     }
@@ -191,7 +198,7 @@ def _worker_container(pool: Pool, shape: ClusterShape, longest_s: float) -> Docu
         "readinessProbe": containers.worker_readiness(),
         "lifecycle": containers.drain(longest_s),
         "securityContext": containers.container_security(),
-        "volumeMounts": containers.mounts(shape),
+        "volumeMounts": volumes.mounts(shape),
     }
 
 

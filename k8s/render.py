@@ -7,7 +7,6 @@ from pathlib import Path
 from deployments.bundle import load_family
 from deployments.judge_models import load_judge
 from deployments.packing.placement import Placement
-from k8s.containers import Document
 from k8s.disruption import disruption_budgets
 from k8s.family_map import FamilyFiles, build_family_map
 from k8s.monitoring import dashboard_config_maps, prometheus_rules
@@ -15,7 +14,7 @@ from k8s.pools import PlannedCluster, plan_cluster
 from k8s.ray_service import NOTES, build_ray_service
 from k8s.serve_config import build_serve_config
 from k8s.shape import ClusterShape, Overlay, load_shape
-from k8s.yaml_text import write_documents
+from k8s.yaml_text import Document, write_documents
 from serve.config import load_yaml
 from serve.revision import revision_of
 

@@ -6,6 +6,9 @@ from typing import Any
 
 import yaml
 
+Document = dict[str, Any]
+"""One object of Kubernetes, or a part of it."""
+
 
 class Line(dict[str, Any]):
     """A mapping that is written on one line, where it fits."""

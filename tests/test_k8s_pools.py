@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from deployments.bundle import load_family
-from k8s.pools import PlannedCluster, Pool, count_pods
+from k8s.pools import PlannedCluster, Pool
 from k8s.shared_memory import GIB, expert_call_bytes, in_experts_bytes, volume_gib
+from k8s.work import count_pods, fewest_pods
 from serve.errors import ConfigError, PackingImpossible
 from tests.kubernetes_families import (
     H100,
@@ -138,6 +139,17 @@ def test_pods_are_filled_before_there_is_another(
     replicas: list[float], cpu: int, pods: int
 ) -> None:
     assert count_pods(replicas, cpu) == pods
+
+
+@pytest.mark.parametrize(
+    ("replicas", "cpu", "pods"),
+    [([], 4, 0), ([3.0, 3.0, 0.1], 4, 2), ([0.1] * 10, 1, 1), ([0.5, 0.3, 0.3, 0.5, 0.4], 1, 2)],
+)
+def test_no_more_pods_are_kept_than_replicas_fill_however_they_lie(
+    replicas: list[float], cpu: int, pods: int
+) -> None:
+    assert fewest_pods(replicas, cpu) == pods
+    assert fewest_pods(replicas, cpu) <= count_pods(replicas, cpu)
 
 
 def test_a_slice_is_asked_for_by_its_own_name_on_the_nodes_of_its_gpu(tmp_path: Path) -> None:

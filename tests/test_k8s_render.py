@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from k8s.ray_service import build_ray_service
 from k8s.render import Rendered, render_overlay
 from k8s.serve_config import build_serve_config
 from k8s.shape import OVERLAYS, RAY_VERSION
 from k8s.shared_memory import GIB
-from serve.cli import app
 from serve.errors import ConfigError
 from serve.ray_flags import flags_for
 from serve.revision import family_revision
@@ -31,7 +29,6 @@ from tests.kubernetes_families import (
     write_measured,
     write_yaml,
 )
-from tests.manifests import build
 from tests.measured_family import L4, write_bundle
 
 ROOT = CONFIGS_DIR.parent
@@ -355,43 +352,3 @@ def test_bundles_of_the_image_stay_where_they_are(tmp_path: Path) -> None:
 def test_a_long_name_is_refused_before_kuberay_does() -> None:
     with pytest.raises(ValueError, match="at most 47"):
         production(name="s" * 48)
-
-
-def sm4ll(*args: str) -> tuple[int, str]:
-    answer = CliRunner().invoke(app, ["k8s", "render", *args])
-    return answer.exit_code, answer.output
-
-
-def test_the_command_fills_a_folder_that_kustomize_builds(tmp_path: Path) -> None:
-    code, said = sm4ll("--overlay", "local", "-o", str(tmp_path))
-    assert code == 0
-    assert re.search(r"light-cpu +1 +1 +5 ", said)
-    assert re.search(r"all at most +4 +3 +12 +none", said)
-    kinds = {one["kind"] for one in build(tmp_path / "overlays/local")}
-    assert {"RayService", "ConfigMap", "Job"} <= kinds
-
-
-def test_check_names_the_files_that_drifted_and_writes_nothing(tmp_path: Path) -> None:
-    args = ("--overlay", "production", "-o", str(tmp_path))
-    assert sm4ll(*args)[0] == 0
-    assert sm4ll(*args, "--check")[0] == 0
-    folder = tmp_path / "overlays/production/rendered"
-    edited = (folder / "rayservice.yaml").read_text().replace("minReplicas: 2", "minReplicas: 3")
-    (folder / "rayservice.yaml").write_text(edited)
-    (folder / "old.yaml").write_text("{}")
-    code, said = sm4ll(*args, "--check")
-    assert code == 1
-    named = [Path(line).name for line in said.splitlines() if line.endswith(".yaml")]
-    assert named == ["old.yaml", "rayservice.yaml"]
-    assert (folder / "rayservice.yaml").read_text() == edited
-
-
-def test_rendering_again_keeps_what_was_written_by_hand(tmp_path: Path) -> None:
-    args = ("--overlay", "local", "-o", str(tmp_path))
-    sm4ll(*args)
-    mine = tmp_path / "overlays/local/kustomization.yaml"
-    mine.write_text("# mine")
-    (tmp_path / "overlays/local/rendered/old.yaml").write_text("{}")
-    sm4ll(*args)
-    assert mine.read_text() == "# mine"
-    assert not (tmp_path / "overlays/local/rendered/old.yaml").exists()
