@@ -11,7 +11,11 @@ from typing import Any, Self
 
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.client.exceptions import ApiException
-from kubernetes.config import load_incluster_config, load_kube_config
+from kubernetes.config import (
+    list_kube_config_contexts,
+    load_incluster_config,
+    load_kube_config,
+)
 from kubernetes.config.config_exception import ConfigException
 from urllib3.exceptions import HTTPError
 
@@ -42,7 +46,7 @@ def connect(settings: Settings, context: str | None = None) -> ApiClient:
         load_kube_config(settings.kubeconfig, context, configuration)
     except ConfigException as exc:
         if settings.kubeconfig is not None or context is not None:
-            raise ConfigError(f"kubeconfig: {exc}") from exc
+            raise ConfigError(_misconfigured(settings, context)) from exc
         try:
             load_incluster_config(configuration)
         except ConfigException:
@@ -51,6 +55,22 @@ def connect(settings: Settings, context: str | None = None) -> ApiClient:
                 "a pod. Set SM4LL_KUBECONFIG (or KUBECONFIG) to a kubeconfig file."
             ) from exc
     return ApiClient(configuration)
+
+
+def _misconfigured(settings: Settings, context: str | None) -> str:
+    """Why a kubeconfig leads nowhere."""
+    where = settings.kubeconfig or "~/.kube/config"
+    try:
+        contexts, _ = list_kube_config_contexts(settings.kubeconfig)
+    except (ConfigException, OSError):
+        return (
+            f"{where}: there is no kubeconfig file, or not a readable one. SM4LL_KUBECONFIG and "
+            "KUBECONFIG name it."
+        )
+    known = ", ".join(one["name"] for one in contexts)
+    if context is not None and context not in [one["name"] for one in contexts]:
+        return f"{where} has no context {context}; it has {known}"
+    return f"{where}: it names no cluster to talk to (its contexts: {known}); choose by --context"
 
 
 class Connection:

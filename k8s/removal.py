@@ -10,7 +10,7 @@ from k8s.connection import Manifest
 from k8s.lock import ApplyLock
 from k8s.objects import Ref, stage_of
 from k8s.planning import is_ours
-from k8s.revisions import Revisions
+from k8s.revisions import TYPE, Revisions
 from k8s.rollout import Teller
 from k8s.snapshot import PART_OF, RAY
 from serve.errors import RolloutTimedOut
@@ -55,14 +55,23 @@ class Remover:
             for revision in self._revisions.all()
             for manifest in self._revisions.manifests(revision.number)
         ]
-        distinct = {Ref.of(one).is_same_as: one for one in stored}
-        live = [found for one in distinct.values() if (found := self._read(one)) is not None]
+        named = {Ref.of(one).is_same_as: one for one in (*stored, *self._data())}
+        live = [found for one in named.values() if (found := self._read(one)) is not None]
         ours = [one for one in live if is_ours(one)]
         held = () if with_data else (*DATA, "Namespace")
         gone = [one for one in ours if one["kind"] not in held]
         # The RayService first: its end needs Redis, and the rights of its pods.
         gone.sort(key=lambda one: (one["kind"] != "RayService", -stage_of(one)))
         return Removal(tuple(gone), tuple(one for one in ours if one["kind"] in held))
+
+    def _data(self) -> list[Manifest]:
+        """What an earlier delete has kept, whose revisions are gone."""
+        namespace = self._api.get("v1", "Namespace", self._namespace)
+        found = [] if namespace is None else [namespace]
+        for kind in DATA:
+            listing = self._api.list("v1", kind, self._namespace, f"{PART_OF}=sm4ll")
+            found += [one for one in listing.items if one.get("type") != TYPE]
+        return found
 
     def carry_out(self, removal: Removal) -> None:
         """

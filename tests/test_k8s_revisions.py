@@ -202,6 +202,9 @@ def test_delete_keeps_data_and_takes_the_service_first(world: World) -> None:
     assert world.told.lines[0] == "RayService sm4ll deleted"
     assert left(world) == {"Namespace", "Secret", "PersistentVolumeClaim", "Pod"}
     assert world.kube.names("Secret") == ["sm4ll-admin"]
+    assert remover.plan(with_data=False).gone == ()
+    remover.carry_out(remover.plan(with_data=True))  # thought better of it
+    assert left(world) == {"Namespace"}
 
 
 def test_delete_with_data_leaves_nothing(world: World) -> None:

@@ -178,9 +178,14 @@ def test_only_the_object_that_was_meant_is_deleted(api: ControlPlane) -> None:
     assert not api.delete("v1", "ConfigMap", "words", "sm4ll")
 
 
-def test_no_kubeconfig_and_no_pod_is_said_in_words(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="kubeconfig"):
+def test_a_kubeconfig_or_context_that_is_not_there_is_named(
+    kube: KubeServer, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="none: there is no kubeconfig file"):
         ControlPlane.configured(Settings(SM4LL_KUBECONFIG=str(tmp_path / "none")))
+    settings = Settings(SM4LL_KUBECONFIG=str(kube.kubeconfig(tmp_path)))
+    with pytest.raises(ConfigError, match="no context other; it has test"):
+        ControlPlane.configured(settings, "other")
 
 
 # Watches

@@ -256,12 +256,12 @@ def delete(
             remover = Remover(api, namespace, progress, timeout_s=timeout_s)
             removal = remover.plan(with_data)
             _say_where("Delete what was applied", namespace, api)
-            if not removal.gone:
-                out.print(f"Nothing of ours is in {namespace}.", highlight=False)
-                return
             _say_objects("Deleted", removal.gone)
-            if removal.kept:
-                _say_objects("Kept", removal.kept)
+            _say_objects("Kept", removal.kept)
+            if not removal.gone:
+                more = " but what is kept; --with-data deletes it" if removal.kept else ""
+                out.print(f"Nothing of ours is in {namespace}{more}.", highlight=False)
+                return
             agree(f"Type {namespace} to delete it:", yes, expected=namespace)
             remover.carry_out(removal)
         out.print("Nothing of it is left." if with_data else "Gone; what is kept is named above.")
