@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from k8s.explain import CLUSTER_LABEL, NODE_TYPE_LABEL, pool_of
 from k8s.findings import Manifest, dig, labels_of, name_of
 
+APPLICATION = "sm4ll"
 JOB_LABELS = ("batch.kubernetes.io/job-name", "job-name")
 OPERATOR_LABEL = "app.kubernetes.io/name=kuberay-operator"
 # Said in front of every line, or of no use to a person.
@@ -60,9 +61,9 @@ class Wanted:
             return True
         fields = parse_line(line)
         if self.deployment is not None:
-            return fields.get("deployment") == self.deployment
-        # Of its own replicas, of replicas that it shares, and of requests that asked for it.
-        return fields.get("deployment") == f"Expert-{self.expert}" or self.expert in (
+            return deployment_of(fields) == self.deployment
+        # Of its own replicas, and of whoever says that a line is of a request for it.
+        return deployment_of(fields) == f"Expert-{self.expert}" or self.expert in (
             fields.get("version"),
             fields.get("expert"),
         )
@@ -83,6 +84,12 @@ def parse_line(line: str) -> dict[str, object]:
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
+
+
+def deployment_of(fields: dict[str, object]) -> str:
+    """Serve's filter writes the application in front: `sm4ll_Router`."""
+    application = fields.get("application") or APPLICATION
+    return str(fields.get("deployment") or "").removeprefix(f"{application}_")
 
 
 def short_name(pod: Manifest, several_clusters: bool) -> str:
@@ -110,7 +117,7 @@ def read_line(line: str) -> ReadLine:
     fields = parse_line(line)
     if "message" not in fields:
         return ReadLine("", "", line)
-    where = str(fields.get("deployment") or fields.get("logger") or "")
+    where = deployment_of(fields) or str(fields.get("logger") or "")
     details = "  ".join(
         f"{name}={value}"
         for name, value in fields.items()

@@ -50,6 +50,11 @@ class Verdict:
             return "failed"
         return "late" if elapsed_s >= self._timeout_s else None
 
+    def pause_s(self, elapsed_s: float) -> float:
+        """How long nothing need be looked at while nothing changes."""
+        until_sure_s = self._sure_after_s if self._broken_since else REFRESH_S
+        return max(0.05, min(REFRESH_S, self._timeout_s - elapsed_s, until_sure_s or REFRESH_S))
+
 
 @contextmanager
 def watch_changes(

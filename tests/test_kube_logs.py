@@ -45,13 +45,15 @@ def kube() -> Iterator[KubeServer]:
         server.logs[ROUTER] = "\n".join(
             (
                 "INFO scripts.py -- Ray runtime started.",
-                line(1, "POST /v1/tryon 200", deployment="Router", version="eye@1", ms=412.3),
-                line(3, "POST /v1/tryon 500", deployment="Router", version="top@1", status=500),
+                line(1, "POST /v1/tryon 200", deployment="sm4ll_Router", version="eye@1", ms=412.3),
+                line(
+                    3, "POST /v1/tryon 500", deployment="sm4ll_Router", version="top@1", status=500
+                ),
             )
         )
         failed = {"type": "BundleInvalid", "message": "m", "stack": ["Traceback", "BundleInvalid"]}
         server.logs[LIGHT] = line(
-            2, "differs", deployment="Expert-eye@1", level="ERROR", exception=failed
+            2, "differs", deployment="sm4ll_Expert-eye@1", level="ERROR", exception=failed
         )
         yield server
 
@@ -81,7 +83,7 @@ def test_an_experts_lines_are_its_replicas_and_its_requests(
     shown = run(kube, tmp_path, "--expert", "eye@1", "--raw")
     assert len(shown.output.splitlines()) == 2
     assert "top@1" not in shown.output
-    assert '"deployment": "Expert-eye@1"' in shown.output
+    assert '"deployment": "sm4ll_Expert-eye@1"' in shown.output
     of_pool = run(kube, tmp_path, "--pool", "router", "--grep", '"status": 5')
     assert len(of_pool.output.splitlines()) == 1
 

@@ -310,7 +310,8 @@ def test_wait_tells_each_step_once_and_comes_back_with_the_change(
     steps = [line for line in waited.output.splitlines() if line.startswith("[")]
     assert len(steps) == len(set(steps))
     assert "starting" in steps[0]
-    assert "It is ready" in steps[-1]
+    assert "ready: 5 of 5 pods ready, 10 of 10 deployments healthy" in steps[-1]
+    assert "It is ready" in waited.output
 
 
 @pytest.mark.parametrize(

@@ -23,34 +23,43 @@ TAIL_LINES = 200
 OPERATOR = "the KubeRay operator"
 
 
+Expert = Annotated[
+    str | None, typer.Option(help="Lines of one version, `eye@1`, and of its requests.")
+]
+Deployment = Annotated[
+    str | None, typer.Option(help="Lines of one Serve deployment, `Segmenter-classical`.")
+]
+Pool = Annotated[str | None, typer.Option(help="Pods of one pool, `router`.")]
+Pod = Annotated[str | None, typer.Option(help="One pod, by its name.")]
+Head = Annotated[bool, typer.Option("--head", help="Ray's head.")]
+Operator = Annotated[bool, typer.Option("--operator", help="The KubeRay operator.")]
+Job = Annotated[str | None, typer.Option(help="Pods of a Job: migrate, prefetch or sweep.")]
+Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on; pods that come are joined.")]
+Since = Annotated[str | None, typer.Option(help="Such as 10m.")]
+Tail = Annotated[
+    int | None, typer.Option(min=1, help="So many lines of each pod; 200 without --since.")
+]
+Previous = Annotated[
+    bool, typer.Option("--previous", help="Of the container's run before this one.")
+]
+Grep = Annotated[str | None, typer.Option(help="Lines that match, a regular expression.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Lines as they are, JSON.")]
+
+
 def logs(
-    expert: Annotated[
-        str | None, typer.Option(help="Lines of one version, `eye@1`, and of its requests.")
-    ] = None,
-    deployment: Annotated[
-        str | None, typer.Option(help="Lines of one Serve deployment, `Segmenter-classical`.")
-    ] = None,
-    pool: Annotated[str | None, typer.Option(help="Pods of one pool, `router`.")] = None,
-    pod: Annotated[str | None, typer.Option(help="One pod, by its name.")] = None,
-    head: Annotated[bool, typer.Option("--head", help="Ray's head.")] = False,
-    operator: Annotated[bool, typer.Option("--operator", help="The KubeRay operator.")] = False,
-    job: Annotated[
-        str | None, typer.Option(help="Pods of a Job: migrate, prefetch or sweep.")
-    ] = None,
-    follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="Go on; pods that come are joined.")
-    ] = False,
-    since: Annotated[str | None, typer.Option(help="Such as 10m.")] = None,
-    tail: Annotated[
-        int | None, typer.Option(min=1, help="So many lines of each pod; 200 without --since.")
-    ] = None,
-    previous: Annotated[
-        bool, typer.Option("--previous", help="Of the container's run before this one.")
-    ] = False,
-    grep: Annotated[
-        str | None, typer.Option(help="Lines that match, a regular expression.")
-    ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Lines as they are, JSON.")] = False,
+    expert: Expert = None,
+    deployment: Deployment = None,
+    pool: Pool = None,
+    pod: Pod = None,
+    head: Head = False,
+    operator: Operator = False,
+    job: Job = None,
+    follow: Follow = False,
+    since: Since = None,
+    tail: Tail = None,
+    previous: Previous = False,
+    grep: Grep = None,
+    raw: Raw = False,
     namespace: Namespace = DEFAULT_NAMESPACE,
     context: Context = None,
 ) -> None:
@@ -60,49 +69,62 @@ def logs(
     (SM4LL_LOG_PIPE, which the rendered manifests set) besides Ray's files. Not there, but in the
     pod below /tmp/ray/session_latest/logs: what Ray's own processes write, what a library prints,
     a crash in native code. Lines of pods that are gone are with whatever collects logs, if anything
-    does.
+    does. Replicas that several versions share log as their deployment: --deployment Experts-NAME.
 
     For example: sm4ll k8s logs --expert eye@1 --since 10m
 
     sm4ll k8s logs --pool router -f --grep '"status":5'
     """
-    from k8s.following import Follower
     from k8s.pod_logs import Wanted
 
-    wanted = Wanted(
-        expert=expert,
-        deployment=deployment,
-        pool=pool,
-        pod=pod,
-        head=head,
-        job=job,
-        operator=operator,
-        pattern=_compile(grep),
-    )
+    pattern = _compile(grep)
+    wanted = Wanted(expert, deployment, pool, pod, head, job, operator, pattern)
     since_s = None if since is None else max(1, round(parse_duration(since)))
     api = open_control_plane(context)
-    if operator:
-        pods = find_operator(api)
-        namespace = _namespace_of(pods)
-    else:
-        listed = api.list("v1", "Pod", namespace).items
-        pods = tuple(one for one in listed if wanted.takes_pod(one))
+    pods = find_operator(api) if operator else _find_pods(api, namespace, wanted, follow)
+    printer = _Printer(pods, raw)
+    if follow:
+        where = _namespace_of(pods) if operator else namespace
+        _follow(context, where, wanted, (pods, since_s), printer)
+        return
+    num_lines = tail or (None if since_s else TAIL_LINES)
+    if not _print_once(api, pods, wanted, printer, (num_lines, previous, since_s)):
+        _explain_nothing(wanted, pods)
+
+
+def _find_pods(
+    api: "ControlPlane", namespace: str, wanted: "Wanted", follow: bool
+) -> "tuple[Manifest, ...]":
+    """
+    Raises:
+        NotFound: there is none, and nobody waits for one.
+    """
+    listed = api.list("v1", "Pod", namespace).items
+    pods = tuple(one for one in listed if wanted.takes_pod(one))
     if not pods and not follow:
         raise NotFound(
             "no pod has such lines", remedy=f"`kubectl -n {namespace} get pods` lists them"
         )
-    printer = _Printer(pods, raw)
-    if follow:
-        follower = Follower(lambda: open_control_plane(context), namespace, wanted, since_s)
-        try:
-            for one, line in follower.lines(pods):
-                printer.print(one, line)
-        except KeyboardInterrupt:
-            return
-    num_lines = tail or (None if since_s else TAIL_LINES)
-    printed = _print_once(api, pods, wanted, printer, (num_lines, previous, since_s))
-    if not printed:
-        _explain_nothing(wanted, pods)
+    return pods
+
+
+def _follow(
+    context: str | None,
+    namespace: str,
+    wanted: "Wanted",
+    begin: "tuple[tuple[Manifest, ...], int | None]",
+    printer: "_Printer",
+) -> None:
+    """Until Ctrl-C."""
+    from k8s.following import Follower
+
+    pods, since_s = begin
+    follower = Follower(lambda: open_control_plane(context), namespace, wanted, since_s)
+    try:
+        for one, line in follower.lines(pods):
+            printer.print(one, line)
+    except KeyboardInterrupt:
+        return
 
 
 def _compile(pattern: str | None) -> "re.Pattern[str] | None":

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import time
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,6 +20,10 @@ from serve.commands.k8s_access import (
     open_control_plane,
 )
 from serve.errors import ClusterError
+
+if TYPE_CHECKING:
+    from k8s.status import ClusterStatus
+    from k8s.waiting import Outcome, Verdict
 
 LATE = 3
 
@@ -111,12 +115,33 @@ def wait(
 
     For example: sm4ll k8s wait --for upgraded --timeout 30m
     """
-    from k8s.snapshot import read_snapshot
-    from k8s.status import judge
-    from k8s.waiting import REFRESH_S, Verdict, next_look, watch_changes
-    from serve.commands.k8s_drawing import draw_finding, show, tell_progress
+    from k8s.waiting import Verdict
+    from serve.commands.k8s_drawing import draw_finding, show
 
     verdict = Verdict(goal.value, parse_duration(timeout), patience)
+    outcome, told = _wait_until(verdict, namespace, name, context)
+    if outcome == "reached":
+        where = f": {told.address}" if told.address else ""
+        out.print(f"It is {goal.value}{where}", markup=False, highlight=False)
+        return
+    for found in verdict.fatal or told.findings:
+        show(draw_finding(found), err)
+    if outcome == "failed":
+        err.print("Waiting does not cure that.")
+        raise typer.Exit(1)
+    err.print(f"Not {goal.value} after {timeout}.")
+    raise typer.Exit(LATE)
+
+
+def _wait_until(
+    verdict: "Verdict", namespace: str, name: str, context: str | None
+) -> "tuple[Outcome, ClusterStatus]":
+    """Prints a line at each step; what came of it, and the last that was seen."""
+    from k8s.snapshot import read_snapshot
+    from k8s.status import judge
+    from k8s.waiting import next_look, watch_changes
+    from serve.commands.k8s_drawing import tell_progress
+
     api = open_control_plane(context)
     began_s, said = time.monotonic(), ""
     with watch_changes(lambda: open_control_plane(context), namespace) as changed:
@@ -129,20 +154,8 @@ def wait(
                 said = step
                 out.print(f"{_clock(elapsed_s)} {step}", markup=False, highlight=False)
             if outcome is not None:
-                break
-            left_s = parse_duration(timeout) - elapsed_s
-            next_look(changed, max(0.05, min(REFRESH_S, left_s, patience or REFRESH_S)))
-    if outcome == "reached":
-        where = f": {told.address}" if told.address else ""
-        out.print(f"{_clock(elapsed_s)} It is {goal.value}{where}", markup=False, highlight=False)
-        return
-    for found in verdict.fatal or told.findings:
-        show(draw_finding(found), err)
-    if outcome == "failed":
-        err.print("Waiting does not cure that.")
-        raise typer.Exit(1)
-    err.print(f"Not {goal.value} after {timeout}.")
-    raise typer.Exit(LATE)
+                return outcome, told
+            next_look(changed, verdict.pause_s(elapsed_s))
 
 
 def _clock(elapsed_s: float) -> str:
