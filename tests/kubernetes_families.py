@@ -1,6 +1,7 @@
 """Families of measured diffusion experts, and shapes of clusters, for what is rendered of them."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,14 @@ def files_of(family: Path) -> FamilyFiles:
     return FamilyFiles(family, CONFIGS_DIR / "tenants.yaml", CONFIGS_DIR / "experiments.yaml")
 
 
+@cache
+def shipped_shape() -> ClusterShape:
+    return load_shape(SHAPES, "production")
+
+
 def production(**changes: Any) -> ClusterShape:
     """The shipped shape with some fields changed; checked as if read from the file."""
-    shape = load_shape(SHAPES, "production").model_dump()
-    return ClusterShape.model_validate({**shape, **changes})
+    return ClusterShape.model_validate({**shipped_shape().model_dump(), **changes})
 
 
 def plan(family: Path, placement: Path | None, shape: ClusterShape | None = None) -> PlannedCluster:

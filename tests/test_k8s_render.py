@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from k8s.ray_service import build_ray_service
+from k8s.ray_service import NOTES, build_ray_service
 from k8s.render import Rendered, render_overlay
 from k8s.serve_config import build_serve_config
 from k8s.shape import OVERLAYS, RAY_VERSION
@@ -103,6 +103,14 @@ def test_what_lies_in_the_repository_is_what_the_shipped_configuration_gives(
 def test_the_same_is_rendered_twice(rendered: Mapping[str, Rendered]) -> None:
     again = render_overlay("production", SHAPES, files_of(SHIPPED))
     assert again.files == rendered["production"].files
+
+
+def test_what_surprises_is_said_beside_it(rendered: Mapping[str, Rendered]) -> None:
+    lines = rendered["production"].files["rayservice.yaml"].splitlines()
+    for start, note in NOTES.items():
+        last = f"# {note.splitlines()[-1]}"
+        (at,) = (at for at, line in enumerate(lines) if line.strip() == last)
+        assert lines[at + 1].lstrip(" -").startswith(start)
 
 
 @pytest.mark.parametrize("kind", KINDS)
