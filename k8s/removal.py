@@ -12,12 +12,13 @@ from k8s.objects import Ref, stage_of
 from k8s.planning import is_ours
 from k8s.revisions import TYPE, Revisions
 from k8s.rollout import Teller
-from k8s.snapshot import PART_OF, RAY
+from k8s.snapshot import ORIGIN_LABEL, PART_OF, RAY
 from serve.errors import RolloutTimedOut
 
 DATA = ("PersistentVolumeClaim", "Secret")
-# What the operator and the garbage collector make of ours; the namespace is shared, so by label.
-OFFSPRING = ((RAY, "RayService"), (RAY, "RayCluster"), ("batch/v1", "Job"), ("v1", "Pod"))
+# What the operator and the controllers make of ours; the namespace is shared, so by label.
+OURS = f"{PART_OF}=sm4ll"
+OFFSPRING = (("batch/v1", "Job", OURS), ("v1", "Pod", OURS))
 POLL_S = 1.0
 
 
@@ -69,7 +70,7 @@ class Remover:
         namespace = self._api.get("v1", "Namespace", self._namespace)
         found = [] if namespace is None else [namespace]
         for kind in DATA:
-            listing = self._api.list("v1", kind, self._namespace, f"{PART_OF}=sm4ll")
+            listing = self._api.list("v1", kind, self._namespace, OURS)
             found += [one for one in listing.items if one.get("type") != TYPE]
         return found
 
@@ -82,7 +83,10 @@ class Remover:
         with ApplyLock(self._api, self._namespace).held() as lock:
             services = [one for one in removal.gone if one["kind"] == "RayService"]
             self._delete(services)
-            self._await(lambda: self._left(services, OFFSPRING[:2]), end_s, lock)
+            # Also those of one that was deleted before, and whose end was not waited for.
+            names = ",".join(sorted({"sm4ll", *(one["metadata"]["name"] for one in services)}))
+            clusters = ((RAY, "RayCluster", f"{ORIGIN_LABEL} in ({names})"),)
+            self._await(lambda: self._left(services, clusters), end_s, lock)
             rest = [one for one in removal.gone if one["kind"] not in ("RayService", "Namespace")]
             self._delete(rest)
             self._await(lambda: self._left(rest, OFFSPRING), end_s, lock)
@@ -119,7 +123,7 @@ class Remover:
             self._api.sleep(POLL_S)
 
     def _left(
-        self, manifests: Sequence[Manifest], offspring: Sequence[tuple[str, str]]
+        self, manifests: Sequence[Manifest], offspring: Sequence[tuple[str, str, str]]
     ) -> list[str]:
         """Those very objects, not others that took their names meanwhile."""
         found = [(one, self._read(one)) for one in manifests]
@@ -128,9 +132,8 @@ class Remover:
             for one, live in found
             if live is not None and live["metadata"]["uid"] == one["metadata"]["uid"]
         ]
-        for api_version, kind in offspring:
+        for api_version, kind, labels in offspring:
             if self._api.find_resource(api_version, kind) is not None:
-                labels = f"{PART_OF}=sm4ll"
                 items = self._api.list(api_version, kind, self._namespace, labels).items
                 names += [f"{kind} {one['metadata']['name']}" for one in items]
         return names

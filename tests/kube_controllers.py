@@ -33,7 +33,7 @@ class Controllers:
         if kind == "Job" and verb == "POST":
             self._run(name, namespace)
         elif kind == "RayService" and verb == "DELETE":
-            for cluster in self.kube.names("RayCluster"):
+            for cluster in set(self.kube.names("RayCluster")) - self.stuck:
                 self.kube.remove("RayCluster", cluster, namespace)
         elif kind == "RayService":
             self._reconcile(one, namespace)

@@ -1,6 +1,7 @@
 """What was applied is kept whole, in the cluster, for ten applies; and one at a time applies."""
 
 import datetime as dt
+import itertools
 import os
 import random
 import socket
@@ -215,18 +216,26 @@ def test_delete_with_data_leaves_nothing(world: World) -> None:
     assert world.kube.names("Namespace") == ["default"]
 
 
-def test_delete_waits_for_what_has_a_finalizer_and_names_it(world: World) -> None:
+def impatient(world: World) -> Remover:
+    """Its clock advances by a second whenever it is looked at."""
+    clock = itertools.count()
+    return Remover(world.api, "sm4ll", world.told, timeout_s=5.0, clock=lambda: float(next(clock)))
+
+
+@pytest.mark.parametrize("kind", ["RayService", "RayCluster"])
+def test_delete_waits_for_the_end_of_the_cluster_before_it_takes_what_that_needs(
+    world: World, kind: str
+) -> None:
     world.apply(deployment())
-    world.kube.kept.add("RayService")
-    clock = iter(range(100))
-    remover = Remover(
-        world.api, "sm4ll", world.told, timeout_s=5.0, clock=lambda: float(next(clock))
-    )
-    with pytest.raises(RolloutTimedOut, match="RayService sm4ll") as caught:
-        remover.carry_out(remover.plan(with_data=False))
+    world.kube.kept |= {"RayService"} & {kind}
+    world.controllers.stuck.add("sm4ll-1")
+    with pytest.raises(RolloutTimedOut, match=f"{kind} sm4ll") as caught:
+        impatient(world).carry_out(impatient(world).plan(with_data=False))
     assert "finalizer" in caught.value.remedy
-    assert "api" in world.kube.names("Service")
-    world.kube.finish_deletion("RayService", "sm4ll")
+    assert world.kube.names("Service") == ["api"]
+    for left_over in ("RayService", "RayCluster"):
+        for name in world.kube.names(left_over):
+            world.kube.finish_deletion(left_over, name)
     again = Remover(world.api, "sm4ll", world.told)
     again.carry_out(again.plan(with_data=False))
     assert world.kube.names("Service") == []
