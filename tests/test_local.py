@@ -1,11 +1,15 @@
 """What a person reads when the family does not start."""
 
+import threading
 import traceback
 from pathlib import Path
 
-from serve.errors import BundleInvalid
+import pytest
+
+from serve.errors import BundleInvalid, ConfigError
+from serve.local import LocalCluster, LocalOptions
 from serve.served import shorten_traceback
-from serve.settings import Settings, forget_metrics, metrics_file
+from serve.settings import CONFIGS_DIR, Settings, forget_metrics, free_port, metrics_file
 
 
 def test_failed_start_says_what_was_raised_and_what_helps() -> None:
@@ -34,3 +38,15 @@ def test_address_of_metrics_is_taken_back_by_whoever_wrote_it(tmp_path: Path) ->
     forget_metrics(settings, "http://127.0.0.1:2/metrics")
     assert not file.exists()
     forget_metrics(settings, "http://127.0.0.1:2/metrics")
+
+
+def test_mistake_in_the_files_is_told_before_ray_starts(tmp_path: Path) -> None:
+    shipped = (CONFIGS_DIR / "family.yaml").read_text()
+    (tmp_path / "experts").symlink_to(CONFIGS_DIR / "experts")
+    family = tmp_path / "family.yaml"
+    family.write_text(shipped + "\njudge: {models: gone.yaml}\n")
+    cluster = LocalCluster(LocalOptions(family=family, port=free_port(), data_dir=tmp_path))
+    with pytest.raises(ConfigError, match="gone.yaml"):
+        cluster.start(lambda _: None, threading.Event())
+    assert not cluster.is_running
+    assert not list(tmp_path.glob("*.db"))
