@@ -97,8 +97,14 @@ def test_both_targets_end_alike() -> None:
 def test_build_fails_without_what_probes_and_cluster_start(target: str) -> None:
     runs = [rest for name, rest in STAGES[target] if name == "RUN"]
     (checked,) = (run for run in runs if "serve.app" in run)
-    for needed in ("command -v bash", "command -v wget", "ray --version", "sm4ll plan"):
+    for needed in ("command -v bash", "command -v wget", "ray --version", "sm4ll version"):
         assert needed in checked.split(" && ")
+    assert any("family.is_file()" in part for part in checked.split(" && "))
+
+
+def test_no_weights_are_baked_in() -> None:
+    runs = " ".join(rest for name, rest in read_instructions() if name == "RUN")
+    assert not re.search(r"experts fetch(?! --help)|hf download|snapshot_download", runs)
 
 
 def test_nothing_comes_from_a_url_and_nothing_secret_is_said() -> None:
