@@ -17,7 +17,10 @@ SERVERS_METADATA = frozenset(
 )
 KUBECTLS_COPY = "kubectl.kubernetes.io/last-applied-configuration"
 # What tells the items of a list apart, the first that all of them have.
-IDENTITIES = ("name", "groupName", "mountPath", "containerPort", "port", "key", "tenant", "version")
+IDENTITIES = (
+    *("name", "groupName", "mountPath", "containerPort", "port", "key"),
+    *("tenant", "version", "alert", "record"),
+)
 MAX_WORDS = 100
 
 

@@ -156,12 +156,13 @@ class Terminal(io.StringIO):
         ("n", "y", False),
         ("y", "sm4ll", False),
         ("sm4ll", "sm4ll", True),
+        (None, "y", False),
     ],
 )
 def test_only_a_clear_yes_is_one(
-    monkeypatch: pytest.MonkeyPatch, typed: str, expected: str, is_agreed: bool
+    monkeypatch: pytest.MonkeyPatch, typed: str | None, expected: str, is_agreed: bool
 ) -> None:
-    monkeypatch.setattr("sys.stdin", Terminal(f"{typed}\n"))
+    monkeypatch.setattr("sys.stdin", Terminal("" if typed is None else f"{typed}\n"))
     if is_agreed:
         agree("Sure?", False, expected)
     else:

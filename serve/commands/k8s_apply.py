@@ -78,7 +78,10 @@ def agree(question: str, yes: bool, expected: str = "y") -> None:
         raise RolloutRefused(
             "There is no terminal to ask at", remedy="add --yes when the difference above is right"
         )
-    answer = input(f"{question} ").strip()
+    try:
+        answer = input(f"{question} ").strip()
+    except (EOFError, KeyboardInterrupt):
+        answer = ""
     if answer != expected and not (expected == "y" and answer.lower() in ("y", "yes")):
         raise RolloutRefused("Nothing was changed")
 

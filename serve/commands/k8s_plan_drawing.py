@@ -149,8 +149,14 @@ def _sum(plan: Plan) -> Text:
             f"Nothing to do: all {len(plan.steps)} objects are as they should be.", style="green"
         )
     told = ", ".join(f"{counts[act]} {word}" for act, word in DONE.items() if counts[act])
-    stays = f"; {counts['keep']} stay as they are" if counts["keep"] else ""
+    stays = _stays(counts["keep"])
     return Text(f"{told}{stays}.", style="bold")
+
+
+def _stays(number: int) -> str:
+    if number == 0:
+        return ""
+    return "; 1 stays as it is" if number == 1 else f"; {number} stay as they are"
 
 
 def draw_history(revisions: Sequence[Revision]) -> Table:
