@@ -188,6 +188,14 @@ def test_a_kubeconfig_or_context_that_is_not_there_is_named(
         ControlPlane.configured(settings, "other")
 
 
+def test_our_own_variable_goes_before_kubectls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SM4LL_KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBECONFIG", "/kubectls")
+    assert Settings().kubeconfig == "/kubectls"
+    monkeypatch.setenv("SM4LL_KUBECONFIG", "/ours")
+    assert Settings().kubeconfig == "/ours"
+
+
 # Watches
 
 

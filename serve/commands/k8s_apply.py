@@ -25,8 +25,13 @@ if TYPE_CHECKING:
     from k8s.api import ControlPlane
     from k8s.connection import Manifest
     from k8s.planning import Plan
+    from k8s.revisions import Revision, Revisions
 
 FAILED, REFUSED, LATE, DIFFERS = 1, 2, 3, 4
+DATABASE_STAYS = (
+    "The database stays as it is: its migrations expand first, so older code runs on it. No Job "
+    "runs."
+)
 
 Overlay = Annotated[str, typer.Option(help="local, production, or the folder of your own.")]
 OverlayNamespace = Annotated[
@@ -165,44 +170,56 @@ def rollback(
     For example: sm4ll k8s rollback --to 4
     """
     from k8s.planning import Planner
-    from k8s.revisions import Revisions, previous_done
+    from k8s.revisions import Revisions
     from k8s.rollout import Rollout, refuse_problems
     from serve.commands.k8s_plan_drawing import draw_plan
     from serve.commands.k8s_progress import Progress
 
     with exit_codes():
+        timeout_s = parse_duration(timeout)
         api = open_control_plane(context)
         revisions = Revisions(api, namespace)
-        target = revisions.find(to) if to is not None else previous_done(revisions.all())
-        if target is None:
-            raise NotFound(
-                f"There is no revision in {namespace} to go back to",
-                remedy="`sm4ll k8s history` shows what there is; apply an overlay of an earlier "
-                "commit instead",
-            )
-        words = f", git {target.git_words}" if target.git_words else ""
-        what = f"Back to revision {target.number} ({target.created}{words})"
-        _say_where(what, namespace, api)
+        target = _find_target(revisions, to)
+        _say_where(_back_to(target), namespace, api)
         manifests = revisions.manifests(target.number)
         plan = Planner(api, namespace, force_conflicts).plan(manifests, runs_jobs=False)
         _show(draw_plan(plan))
         refuse_problems(plan)
         if not plan.changes:
             return
-        out.print(
-            "The database stays as it is: its migrations expand first, so older code runs on it. "
-            "No Job runs.",
-            style="dim",
-        )
+        out.print(DATABASE_STAYS, style="dim")
         agree("Go back? [y/N]", yes)
         with Progress(out) as progress:
             rollout = Rollout(
-                *(api, namespace, progress),
-                timeout_s=parse_duration(timeout),
-                force=force_conflicts,
+                *(api, namespace, progress), timeout_s=timeout_s, force=force_conflicts
             )
             made = rollout.carry_out(plan, manifests, target.overlay, None, target.number)
         out.print(f"Done: revision {made.number} is revision {target.number} again.")
+
+
+def _find_target(revisions: "Revisions", to: int | None) -> "Revision":
+    """
+    Raises:
+        NotFound: there is none to go back to.
+    """
+    from k8s.revisions import previous_done
+
+    if to is not None:
+        return revisions.find(to)
+    found = previous_done(revisions.all())
+    if found is None:
+        raise NotFound(
+            "There is no revision to go back to",
+            remedy="`sm4ll k8s history` shows what there is; apply an overlay of an earlier commit "
+            "instead",
+        )
+    return found
+
+
+def _back_to(target: "Revision") -> str:
+    words = f", git {target.git_words}" if target.git_words else ""
+    bad = "" if target.state == "done" else f", which was never ready ({target.state})"
+    return f"Back to revision {target.number} ({target.created}{words}){bad}"
 
 
 def history(
