@@ -34,6 +34,8 @@ class Snapshot:
     knows_ray: bool = True
     """Whether the cluster has KubeRay's kinds at all."""
     service: Manifest | None = None
+    other_names: tuple[str, ...] = ()
+    """Of the RayServices that there are, where the one asked for is not."""
     clusters: tuple[Manifest, ...] = ()
     pods: tuple[Manifest, ...] = ()
     """Those of the service's clusters, and the others of this system (`part-of`)."""
@@ -109,6 +111,7 @@ def read_snapshot(
         now_s=clock(),
         knows_ray=knows_ray,
         service=service,
+        other_names=_names(reader, namespace) if knows_ray and service is None else (),
         clusters=clusters,
         pods=pods,
         events=reader.list("v1", "Event", namespace) or (),
@@ -140,6 +143,10 @@ def read_revision(api: "ControlPlane", namespace: str) -> str:
 
 def _clusters_of(reader: Reader, namespace: str, name: str) -> tuple[Manifest, ...]:
     return reader.list(RAY, "RayCluster", namespace, f"{ORIGIN_LABEL}={name}") or ()
+
+
+def _names(reader: Reader, namespace: str) -> tuple[str, ...]:
+    return tuple(name_of(one) for one in reader.list(RAY, "RayService", namespace) or ())
 
 
 def _pods_of(

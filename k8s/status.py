@@ -269,11 +269,12 @@ def _find(seen: Snapshot) -> Iterator[Finding]:
         )
         return
     if seen.service is None:
+        others = ", ".join(seen.other_names)
         yield Finding(
             "broken",
             f"namespace {seen.namespace}",
-            f"has no RayService {seen.name}",
-            "`sm4ll k8s apply --overlay OVERLAY`, or another --namespace",
+            f"has no RayService {seen.name}" + (f"; there is {others}" if others else ""),
+            "`sm4ll k8s apply --overlay OVERLAY`, or another --namespace or --name",
         )
     around = Surroundings(seen.now_s, seen.events, seen.claims, seen.nodes, seen.last_lines)
     pods = [(pod, explain_pod(pod, around)) for pod in seen.pods]

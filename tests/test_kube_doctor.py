@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from k8s.api import ControlPlane
@@ -232,6 +233,22 @@ def test_unknown_fields_are_found_at_any_depth() -> None:
     }
     value = {"a": [{"b": 1, "c": 2}], "free": {"x": 1}, "map": {"y": "z"}, "d": 3}
     assert list(find_unknown(value, schema)) == ["a[].c", "d"]
+
+
+def test_the_rendered_service_is_known_to_the_operators_real_kinds() -> None:
+    root = Path(__file__).parents[1]
+    file = root.parent / "shared/kuberay/ray.io_rayservices.yaml"
+    if not file.is_file():
+        pytest.skip("KubeRay's CustomResourceDefinitions are not at hand")
+    versions = yaml.load(file.read_text(), yaml.CSafeLoader)["spec"]["versions"]
+    (schema,) = (one["schema"]["openAPIV3Schema"] for one in versions if one["name"] == "v1")
+    rendered = root / "k8s/overlays/production/rendered/rayservice.yaml"
+    one = yaml.load(rendered.read_text(), yaml.CSafeLoader)
+    assert list(find_unknown(one["spec"], schema["properties"]["spec"])) == []
+    one["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["labelz"] = {}
+    assert list(find_unknown(one["spec"], schema["properties"]["spec"])) == [
+        "rayClusterConfig.workerGroupSpecs[].labelz"
+    ]
 
 
 def test_rights_that_are_missing_are_named_with_what_needs_them(

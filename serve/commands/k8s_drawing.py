@@ -56,7 +56,9 @@ def show(drawn: RenderableType, console: Console) -> None:
         console.print(line.rstrip(), markup=False, highlight=False)
 
 
-def draw_status(status: ClusterStatus, trouble: str = "", max_findings: int = 0) -> Group:
+def draw_status(
+    status: ClusterStatus, *, footer: str = "", trouble: str = "", max_findings: int = 0
+) -> Group:
     """
     Args:
         trouble: why the picture may be old.
@@ -80,6 +82,8 @@ def draw_status(status: ClusterStatus, trouble: str = "", max_findings: int = 0)
     if status.unreadable:
         named = ", ".join(status.unreadable)
         parts.append(Text(f"Not read, for want of the right: {named}", style="dim"))
+    if footer:
+        parts += [Text(), Text(footer, style="dim")]
     return Group(*parts)
 
 

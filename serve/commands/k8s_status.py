@@ -80,8 +80,9 @@ def _follow(namespace: str, name: str, context: str | None) -> None:
     try:
         with (
             watch_changes(lambda: open_control_plane(context), namespace) as changed,
-            Live(draw_status(told), console=console, screen=True, auto_refresh=False) as live,
+            Live(console=console, screen=True, auto_refresh=False) as live,
         ):
+            live.update(draw_status(told, footer=_footer()), refresh=True)
             while True:
                 next_look(changed)
                 trouble = ""
@@ -89,9 +90,17 @@ def _follow(namespace: str, name: str, context: str | None) -> None:
                     told = judge(read_snapshot(api, namespace, name), revision)
                 except ClusterError as exc:  # it may come back
                     trouble = str(exc)
-                live.update(draw_status(told, trouble, console.size.height // 4), refresh=True)
+                num_findings = max(3, console.size.height // 4)
+                drawn = draw_status(
+                    told, footer=_footer(), trouble=trouble, max_findings=num_findings
+                )
+                live.update(drawn, refresh=True)
     except KeyboardInterrupt:
         show(draw_status(told), out)
+
+
+def _footer() -> str:
+    return time.strftime("%H:%M:%S, drawn again when something changes; Ctrl-C ends")
 
 
 def wait(
