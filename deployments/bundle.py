@@ -201,8 +201,7 @@ def load_bundle(path: Path) -> Bundle:
     bundle = load_yaml(path, Bundle)
     if path.name != bundle_path(path.parent, bundle.version).name:
         raise ConfigError(f"{path}: the file's name says otherwise than its {bundle.version}")
-    # Not resolved: a mounted ConfigMap is a link to a folder that its next version takes away.
-    return bundle.located(path.parent.absolute())
+    return bundle.located(path.parent.resolve())
 
 
 def load_family(path: Path) -> tuple[FamilyConfig, dict[VersionId, Bundle]]:

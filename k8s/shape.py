@@ -147,6 +147,8 @@ class Upgrade(Config):
     def _incremental_needs_a_gateway(self) -> Self:
         if self.strategy == "NewClusterWithIncrementalUpgrade" and self.gateway_class is None:
             raise ValueError("gateway_class is missing: traffic moves through a Gateway of it")
+        if self.step_percent > self.surge_percent:
+            raise ValueError("step_percent is above surge_percent, which KubeRay refuses")
         return self
 
 

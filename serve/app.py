@@ -47,6 +47,8 @@ def build_app(args: AppArgs) -> Application:
     Raises:
         ConfigError: the family or one of its bundles cannot be used.
     """
+    # Not resolved: a mounted ConfigMap's files are links into a folder that its next version takes
+    # away, and replicas look for what lies beside a bundle when they start.
     path = (args.family or Settings().family).absolute()
     if args.revision is not None:
         wait_for_revision(path, args.revision)

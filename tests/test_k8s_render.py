@@ -238,8 +238,9 @@ def test_a_worker_is_ready_when_its_proxy_answers(services: Mapping[str, Documen
     """KubeRay's services send to every ready worker."""
     for name in groups_of(services["gpu"]):
         asked = " ".join(worker(services["gpu"], name)["readinessProbe"]["exec"]["command"])
-        assert "52365/api/local_raylet_healthz" in asked
-        assert "8000/-/healthz" in asked
+        raylet, proxy = asked.split(" && ")
+        assert "52365/api/local_raylet_healthz" in raylet
+        assert "8000/-/healthz" in proxy
 
 
 def test_whoever_stops_serves_until_the_longest_request_is_over(
@@ -357,6 +358,17 @@ def test_bundles_of_the_image_stay_where_they_are(tmp_path: Path) -> None:
     assert yaml.safe_load(data["family.yaml"])["bundles_dir"] == str(tmp_path / "experts")
 
 
-def test_a_long_name_is_refused_before_kuberay_does() -> None:
-    with pytest.raises(ValueError, match="at most 47"):
-        production(name="s" * 48)
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"name": "s" * 48}, "at most 47"),
+        ({"upgrade": {"strategy": "NewClusterWithIncrementalUpgrade"}}, "gateway_class is missing"),
+        ({"upgrade": {"surge_percent": 5, "step_percent": 10}}, "step_percent is above"),
+        ({"pods": {"router": {"cpu": 1, "memory_gib": 1}}}, "no size for segment, light-cpu"),
+        ({"gpus": {"A": {"name": "l4"}, "B": {"name": "l4"}}}, "two kinds have the same name"),
+        ({"gpus": {"A": {"name": "a", "resource": "amd.com/gpu"}}}, "should match pattern"),
+    ],
+)
+def test_a_shape_that_kuberay_would_refuse_is_refused_first(changes: Document, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        production(**changes)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.serve._private.build_app import build_app as collect_deployments
 
 from serve.app import AppArgs, build_app
 from serve.errors import ConfigError
@@ -141,11 +142,12 @@ def test_the_application_is_built_from_that_revision(tmp_path: Path) -> None:
     assert build_app(AppArgs(family=path, revision=family_revision(path)))
 
 
-def test_replicas_find_what_lies_beside_a_bundle_in_the_newest_mount(tmp_path: Path) -> None:
-    """A bundle's home is the mount, not the folder behind it, which the next version takes away."""
-    from deployments.bundle import load_family
-
+def test_replicas_look_beside_a_bundle_in_the_mount_not_in_the_folder_behind_it(
+    tmp_path: Path,
+) -> None:
+    """The next version of the ConfigMap takes that folder away, and other nodes never had it."""
     write(tmp_path / "v1", family())
     mount(tmp_path, "v1")
-    _, bundles = load_family(tmp_path / "family.yaml")
-    assert bundles["eye@1"].home == tmp_path
+    built = collect_deployments(build_app(AppArgs(family=tmp_path / "family.yaml")), name="sm4ll")
+    (segmenter,) = (one for one in built.deployments if one.name.startswith("Segmenter-"))
+    assert tmp_path in segmenter.init_args
