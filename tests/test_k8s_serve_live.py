@@ -81,6 +81,7 @@ class Deployed:
             replica["replica_id"]: (name, replica["pid"], replica["node_id"])
             for name, deployment in self.read_app()["deployments"].items()
             for replica in deployment["replicas"]
+            if replica["state"] == "RUNNING"
         }
 
     def list_labels(self) -> dict[str, dict[str, str]]:

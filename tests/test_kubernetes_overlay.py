@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from k8s.api import ControlPlane
 from k8s.connection import Manifest
 from serve.cli import app
-from serve.settings import Settings
+from serve.settings import Settings, free_port
 from tests.crd_schema import apply_defaults, find_problems
 from tests.kube_controllers import Controllers
 from tests.kube_server import open_kube
@@ -108,6 +108,40 @@ def test_steps_do_what_their_names_say(
         assert cluster.read_generation() == "1"
         cluster.delete()
         assert (cluster.exists(), cluster.list_clusters()) == (False, [])
+
+
+def test_callers_take_ready_pods_in_turn_and_tell_what_fails(
+    overlay: E2eOverlay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = free_port()
+    ready = {"addresses": ["127.0.0.1", "127.0.0.2"], "conditions": {"ready": True}}
+    with open_kube(namespaces=("sm4ll-e2e",)) as kube:
+        monkeypatch.setenv("SM4LL_KUBECONFIG", str(kube.kubeconfig(tmp_path)))
+        cluster = E2eCluster(ControlPlane.configured(Settings()), sm4ll, overlay, E2eSettings())
+        with pytest.raises(AssertionError, match="no ready endpoint"):
+            cluster.client()
+        kube.put(
+            {
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {
+                    "name": "sm4ll-serve-svc-1",
+                    "namespace": "sm4ll-e2e",
+                    "labels": {"kubernetes.io/service-name": "sm4ll-serve-svc"},
+                },
+                "ports": [{"name": "serve", "port": nobody}, {"name": "metrics", "port": 8080}],
+                "endpoints": [
+                    ready,
+                    {"addresses": ["127.0.0.3"], "conditions": {"ready": False}},
+                ],
+            }
+        )
+        urls = [cluster.client().url for _ in range(3)]
+        assert urls == [f"http://127.0.0.{last}:{nobody}" for last in (1, 2, 1)]
+        with cluster.steady_stream() as stream:
+            cluster.wait_until(lambda: bool(stream.failures), "a failure")
+    assert stream.num_answered == 0
+    assert "ApiUnreachable" in stream.failures[0]
 
 
 def test_without_settings_it_is_the_local_overlay(
