@@ -245,67 +245,67 @@ class _Server(ThreadingHTTPServer):
         """A client that hangs up is what some tests are about."""
 
 
-def _handler(kube: KubeServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # head and body are two writes: 40 ms each answer
+class Handler(BaseHTTPRequestHandler):
+    """Speaks HTTP for one `KubeServer`."""
 
-        def log_message(self, format: str, *args: Any) -> None:
-            """Tests read `asked`."""
+    protocol_version = "HTTP/1.1"
+    kube: KubeServer
+    disable_nagle_algorithm = True  # head and body are two writes: 40 ms each answer
 
-        def _serve(self) -> None:
-            split = urllib.parse.urlsplit(self.path)
-            query = dict(urllib.parse.parse_qsl(split.query, keep_blank_values=True))
-            raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            body = json.loads(raw) if raw else None
-            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-            asked = Asked(self.command, split.path, query, body, token)
-            kube.asked.append(asked)
-            fault = kube.take_fault(self.command, self.path)
-            if fault is not None and fault.is_cut:
+    def log_message(self, format: str, *args: Any) -> None:
+        """Tests read `asked`."""
+
+    def _serve(self) -> None:
+        split = urllib.parse.urlsplit(self.path)
+        query = dict(urllib.parse.parse_qsl(split.query, keep_blank_values=True))
+        raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = json.loads(raw) if raw else None
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        asked = Asked(self.command, split.path, query, body, token)
+        self.kube.asked.append(asked)
+        fault = self.kube.take_fault(self.command, self.path)
+        if fault is not None and fault.is_cut:
+            self.close_connection = True
+            return
+        try:
+            if fault is not None:
+                raise Refused(fault.status, fault.message)
+            if query.get("watch") == "true":
+                self._stream(asked)
+                return
+            code, told = self.kube.answer(asked)
+        except Refused as exc:
+            code, told = exc.code, exc.status()
+        is_text = isinstance(told, str)
+        text = told.encode() if is_text else json.dumps(told).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "text/plain" if is_text else "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        for name, value in fault.headers if fault else ():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
+
+    def _stream(self, asked: Asked) -> None:
+        if self.kube.token is not None and asked.token != self.kube.token:
+            raise Refused(401, "Unauthorized")
+        parts = asked.path.strip("/").split("/")
+        depth = 2 if parts[0] == "api" else 3
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.flush()
+        for event in self.kube.watch(asked, "/".join(parts[1:depth]), parts[depth:]):
+            if event is None:
                 self.close_connection = True
                 return
-            try:
-                if fault is not None:
-                    raise Refused(fault.status, fault.message)
-                if query.get("watch") == "true":
-                    self._stream(asked)
-                    return
-                code, told = kube.answer(asked)
-            except Refused as exc:
-                code, told = exc.code, exc.status()
-            is_text = isinstance(told, str)
-            text = told.encode() if is_text else json.dumps(told).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "text/plain" if is_text else "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            for name, value in fault.headers if fault else ():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(text)
-
-        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
-
-        def _stream(self, asked: Asked) -> None:
-            if kube.token is not None and asked.token != kube.token:
-                raise Refused(401, "Unauthorized")
-            parts = asked.path.strip("/").split("/")
-            depth = 2 if parts[0] == "api" else 3
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
+            line = json.dumps(event).encode() + b"\n"
+            self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
             self.wfile.flush()
-            for event in kube.watch(asked, "/".join(parts[1:depth]), parts[depth:]):
-                if event is None:
-                    self.close_connection = True
-                    return
-                line = json.dumps(event).encode() + b"\n"
-                self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
-                self.wfile.flush()
-            self.wfile.write(b"0\r\n\r\n")
-
-    return Handler
+        self.wfile.write(b"0\r\n\r\n")
 
 
 @contextmanager
@@ -316,7 +316,7 @@ def open_kube(
     kube = KubeServer(missing=missing)
     for name in namespaces:
         kube.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    with _Server(("127.0.0.1", 0), _handler(kube)) as server:
+    with _Server(("127.0.0.1", 0), type("Bound", (Handler,), {"kube": kube})) as server:
         kube.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
