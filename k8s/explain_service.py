@@ -174,9 +174,13 @@ def _explain_deployment(name: str, deployment: Manifest) -> Trouble:
     state, message = str(deployment.get("status") or ""), str(deployment.get("message") or "")
     said = f": {gist(message)}" if message else ""
     if state == "DEPLOY_FAILED":
+        tries = _TRIES.match(gist(message))
+        says = f"its replicas do not start{said}"
+        if tries is not None:
+            says = f"its replicas have failed to start {tries[1]} times: {tries[2]}"
         return Trouble(
             "broken",
-            f"its replicas do not start{said}",
+            says,
             f"its log says more: `sm4ll k8s logs {_log_option(name)} --grep ERROR`",
         )
     if state == "UNHEALTHY":
@@ -196,6 +200,7 @@ def _log_option(deployment: str) -> str:
     return f"--deployment {deployment}"
 
 
+_TRIES = re.compile(r"The deployment failed to start (\d+) times in a row[:.] (.+)")
 _REQUIRED = re.compile(r"Resources required for each replica: (\{.*?\}|\[.*?\])")
 _REPLICAS = re.compile(r"has (\d+) replicas? that ha")
 

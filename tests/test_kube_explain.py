@@ -415,9 +415,8 @@ def test_a_deployment_that_fails_is_told_by_its_exception_and_the_app_points_the
     assert app.subject == f"application sm4ll on {PENDING}"
     assert deployment.subject == "Expert-eye@1"
     assert deployment.says == (
-        "its replicas do not start: The deployment failed to start 3 times in a row: "
-        "serve.errors.BundleInvalid: eye@1 does not reproduce its golden sample 2: PSNR 18.2 dB, "
-        "30 wanted"
+        "its replicas have failed to start 3 times: serve.errors.BundleInvalid: eye@1 does not"
+        " reproduce its golden sample 2: PSNR 18.2 dB, 30 wanted"
     )
     assert "--expert eye@1" in deployment.remedy
 

@@ -262,7 +262,7 @@ def test_wait_ends_early_on_what_waiting_does_not_cure(kube: KubeServer, tmp_pat
 
 
 class Watched(list[Asked]):
-    """Requests; says when so many watches have been asked for, and something else if it is named."""
+    """Requests; says when so many watches, and another path, have been asked for."""
 
     def __init__(self, number: int, path: str = ""):
         super().__init__()

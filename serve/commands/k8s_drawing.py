@@ -4,7 +4,6 @@ import io
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -183,15 +182,16 @@ def _findings(status: ClusterStatus, max_findings: int) -> Iterator[RenderableTy
 def draw_finding(found: Finding) -> RenderableType:
     mark, style = MARKS[found.weight]
     line = Text()
-    line.append(f"{mark} ", style=style)
     line.append(found.subject, style="bold" if found.weight != "note" else "dim")
     if found.others:
         line.append(f" and {found.others} more like it", style="dim")
     line.append(f": {found.says}", style="dim" if found.weight == "note" else "")
-    if not found.remedy:
-        return line
-    helps = Text(f"What helps: {found.remedy}", style="dim" if found.weight == "note" else "cyan")
-    return Group(line, Padding(helps, (0, 0, 0, 2), expand=False))
+    drawn = Table.grid(padding=(0, 1, 0, 0))
+    drawn.add_row(Text(mark, style=style), line)
+    if found.remedy:
+        dim = "dim" if found.weight == "note" else "cyan"
+        drawn.add_row("", Text(f"What helps: {found.remedy}", style=dim))
+    return drawn
 
 
 def _table(*columns: str) -> Table:
