@@ -89,6 +89,8 @@ def test_every_container_is_what_the_environment_says(overlay: E2eOverlay) -> No
 def test_steps_do_what_their_names_say(
     overlay: E2eOverlay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The controllers here are done when a write is answered.
+    monkeypatch.setattr("k8s.rollout.SETTLE_S", 0.0)
     with open_kube() as kube:
         Controllers(kube)
         monkeypatch.setenv("SM4LL_KUBECONFIG", str(kube.kubeconfig(tmp_path)))
