@@ -23,7 +23,7 @@ from k8s.findings import (
     sort_findings,
 )
 from k8s.quantity import parse_quantity, parse_time
-from k8s.snapshot import Snapshot
+from k8s.snapshot import PART_OF, Snapshot
 
 State = Literal["absent", "suspended", "starting", "not ready", "upgrading", "ready"]
 Role = Literal["active", "pending", "leaving"]
@@ -278,7 +278,7 @@ def _find(seen: Snapshot) -> Iterator[Finding]:
         )
     around = Surroundings(seen.now_s, seen.events, seen.claims, seen.nodes, seen.last_lines)
     pods = [(pod, explain_pod(pod, around)) for pod in seen.pods]
-    for claim in seen.claims:
+    for claim in _claims_of(seen):
         found = explain_claim(claim, seen.events)
         if found is not None:
             yield found
@@ -300,6 +300,18 @@ def _find(seen: Snapshot) -> Iterator[Finding]:
         yield from explain_cluster(cluster)
     if seen.service is not None:
         yield from explain_service(seen.service, seen.events, seen.now_s)
+
+
+def _claims_of(seen: Snapshot) -> Iterator[Manifest]:
+    """Others may live in the same namespace: those that our pods mount, and those of ours."""
+    mounted = {
+        dig(volume, "persistentVolumeClaim", "claimName")
+        for pod in seen.pods
+        for volume in dig(pod, "spec", "volumes") or ()
+    }
+    for claim in seen.claims:
+        if name_of(claim) in mounted or labels_of(claim).get(PART_OF) == "sm4ll":
+            yield claim
 
 
 def _is_of_job(pod: Manifest, job: Manifest) -> bool:

@@ -209,6 +209,23 @@ def test_pods_that_leave_are_not_counted_and_a_third_cluster_is_seen(
     assert [line.role for line in told.clusters] == ["active", "leaving"]
 
 
+def test_only_claims_of_ours_are_told_of(kube: KubeServer, api: ControlPlane) -> None:
+    claims = [
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": name},
+            "spec": {"storageClassName": "fast"},
+            "status": {"phase": "Pending"},
+        }
+        for name in ("sm4ll-models", "somebody-elses")
+    ]
+    fill(kube, [*healthy(), *claims])
+    assert [found.subject for found in judged(api).findings] == [
+        "claim sm4ll-models (storage class fast)"
+    ]
+
+
 def test_a_failure_must_last_before_waiting_ends() -> None:
     verdict = Verdict("ready", timeout_s=60, sure_after_s=PATIENCE_S)
     stuck = judge(seen_broken())

@@ -212,8 +212,10 @@ def tell_progress(status: ClusterStatus) -> str:
     healthy = [d.status in GOOD for app in status.applications for d in app.deployments]
     if healthy:
         said.append(f"{sum(healthy)} of {count(len(healthy), 'deployment')} healthy")
-    weights = [f"{line.weight_percent} %" for line in status.clusters if line.weight_percent]
-    if len(status.clusters) > 1 and weights:
+    weights = [
+        f"{line.weight_percent} %" for line in status.clusters if line.weight_percent is not None
+    ]
+    if len(weights) > 1:
         said.append(f"traffic {' / '.join(weights)}")
     waiting = next((found for found in status.findings if found.weight != "note"), None)
     if waiting is not None:
