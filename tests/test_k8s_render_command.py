@@ -17,8 +17,8 @@ def sm4ll(*args: str) -> tuple[int, str]:
 def test_the_command_fills_a_folder_that_kustomize_builds(tmp_path: Path) -> None:
     code, said = sm4ll("--overlay", "local", "-o", str(tmp_path))
     assert code == 0
-    assert re.search(r"light-cpu +1 +1 +5 ", said)
-    assert re.search(r"all at most +4 +3 +12 +none", said)
+    assert re.search(r"light-cpu +1-2 +1 +4\.5 ", said)
+    assert re.search(r"all at most +5 +4 +17\.5 +none", said)
     kinds = {one["kind"] for one in build(tmp_path / "overlays/local")}
     assert {"RayService", "ConfigMap", "Job"} <= kinds
 
