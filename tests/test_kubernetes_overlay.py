@@ -34,7 +34,7 @@ SETTINGS = {
         ' "startupProbe": null, "resources": {"requests": {"cpu": "20m"}}}'
     ),
     "POD": '{"securityContext": null}',
-    "START_PARAMS": '{"num-cpus": "2"}',
+    "START_PARAMS": '{"temp-dir": "/tmp/$RAY_CLOUD_INSTANCE_ID"}',
 }
 
 
@@ -76,7 +76,11 @@ def test_every_container_is_what_the_environment_says(overlay: E2eOverlay) -> No
         assert env[GENERATION] == "2", where
         assert "/etc/sm4ll" not in str(container["env"]), where
         assert "sm4ll-redis" not in str(container["env"]), where
-    beside = service["spec"]["rayClusterConfig"]["autoscalerOptions"]
+    cluster = service["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert group["rayStartParams"]["temp-dir"] == "/tmp/$RAY_CLOUD_INSTANCE_ID"
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    beside = cluster["autoscalerOptions"]
     assert (beside["image"], beside["resources"]) == ("nothing:2", RESOURCES)
     kinds = {one["kind"] for one in manifests}
     assert not kinds & {"Deployment", "StatefulSet", "PrometheusRule"}, (

@@ -37,7 +37,7 @@ class E2eSettings(BaseSettings):
         SM4LL_E2E_DATABASE_URL=sqlite:////tmp/e2e/sm4ll.db SM4LL_E2E_BLOBS_URL=/tmp/e2e/blobs
         SM4LL_E2E_CONTAINER='{"securityContext": null, "lifecycle": null, "readinessProbe": null}'
         SM4LL_E2E_POD='{"securityContext": null}'
-        SM4LL_E2E_START_PARAMS='{"temp-dir": "/tmp/e2e/$RAY_CLOUD_INSTANCE_ID"}'
+        SM4LL_E2E_START_PARAMS='{"temp-dir": "/tmp/$RAY_CLOUD_INSTANCE_ID"}'
     """
 
     model_config = SettingsConfigDict(env_prefix="SM4LL_E2E_", use_attribute_docstrings=True)
@@ -65,7 +65,8 @@ class E2eSettings(BaseSettings):
     pod: Mapping[str, Any] = {}
     """The same for the `spec` of every pod."""
     start_params: Mapping[str, str] = {}
-    """More of `rayStartParams`, for every group."""
+    """More of `rayStartParams`, for every group. Pods that share a /tmp need a short `temp-dir` each:
+    Ray's sockets lie in it, and their names have 107 characters at most."""
     patches: Path | None = None
     """A YAML list of kustomize patches that come last."""
     url: str | None = None
