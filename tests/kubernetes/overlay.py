@@ -65,8 +65,8 @@ class E2eSettings(BaseSettings):
     pod: Mapping[str, Any] = {}
     """The same for the `spec` of every pod."""
     start_params: Mapping[str, str] = {}
-    """More of `rayStartParams`, for every group. Pods that share a /tmp need a short `temp-dir` each:
-    Ray's sockets lie in it, and their names have 107 characters at most."""
+    """More of `rayStartParams`, for every group. Pods that share a /tmp need a `temp-dir` each, a
+    short one: Ray's sockets lie in it, and their names have 107 characters at most."""
     patches: Path | None = None
     """A YAML list of kustomize patches that come last."""
     url: str | None = None
