@@ -36,7 +36,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.core
 	@echo "Installing what the tests need ..."
 	@$(PIP) pip
-	@$(PIP) -e ".[diffusion]" --group dev
+	@$(PIP) -e ".[diffusion,kubernetes]" --group dev
 	@touch $@
 
 clean: ## remove everything make created

@@ -7,14 +7,14 @@ from pathlib import Path
 from deployments.bundle import load_family
 from deployments.judge_models import load_judge
 from deployments.packing.placement import Placement
-from k8s.disruption import disruption_budgets
-from k8s.family_map import FamilyFiles, build_family_map
-from k8s.monitoring import dashboard_config_maps, prometheus_rules
-from k8s.pools import PlannedCluster, plan_cluster
-from k8s.ray_service import NOTES, build_ray_service
-from k8s.serve_config import build_serve_config
-from k8s.shape import ClusterShape, Overlay, load_shape
-from k8s.yaml_text import Document, write_documents
+from k8s.rendering.disruption import disruption_budgets
+from k8s.rendering.family_map import FamilyFiles, build_family_map
+from k8s.rendering.monitoring import dashboard_config_maps, prometheus_rules
+from k8s.rendering.pools import PlannedCluster, plan_cluster
+from k8s.rendering.ray_service import NOTES, build_ray_service
+from k8s.rendering.serve_config import build_serve_config
+from k8s.rendering.shape import ClusterShape, Overlay, load_shape
+from k8s.rendering.yaml_text import Document, write_documents
 from serve.config import load_yaml
 from serve.revision import revision_of
 

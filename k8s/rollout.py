@@ -12,17 +12,17 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Protocol
 
-from k8s.api import ControlPlane
-from k8s.bounds import bring_bounds
-from k8s.connection import Manifest
-from k8s.lock import ApplyLock
-from k8s.migration import JobRun
-from k8s.objects import Ref, digest, is_awaited
-from k8s.planning import Act, Plan, Planner, Step, with_number
-from k8s.revisions import Revision, Revisions, begin_revision
-from k8s.snapshot import read_snapshot
-from k8s.status import ClusterStatus, judge
-from k8s.waiting import REFRESH_S, SURE_AFTER_S, Verdict, next_look, watch_changes
+from k8s.changes.bounds import bring_bounds
+from k8s.changes.lock import ApplyLock
+from k8s.changes.migration import JobRun
+from k8s.changes.planning import Act, Plan, Planner, Step, with_number
+from k8s.changes.revisions import Revision, Revisions, begin_revision
+from k8s.control.api import ControlPlane
+from k8s.control.connection import Manifest
+from k8s.control.objects import Ref, digest, is_awaited
+from k8s.state.snapshot import read_snapshot
+from k8s.state.status import ClusterStatus, judge
+from k8s.state.waiting import REFRESH_S, SURE_AFTER_S, Verdict, next_look, watch_changes
 from serve.errors import ClusterError, RolloutFailed, RolloutRefused, RolloutTimedOut
 
 # After a change KubeRay may tell the state of before once more: it looks every 2 s.

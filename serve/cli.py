@@ -227,6 +227,12 @@ def main() -> None:
         err.print(f"Nothing answers at {exc}", markup=False)
         err.print("What helps: start it with `sm4ll up`, or say where it is with --url.")
         sys.exit(1)
+    except ModuleNotFoundError as exc:
+        if exc.name != "kubernetes":
+            raise
+        err.print("`sm4ll k8s` needs the client library of Kubernetes, which is not installed.")
+        err.print("What helps: pip install 'sm4ll-serve[kubernetes]'", markup=False)
+        sys.exit(1)
     except (Sm4llError, ConfigError, OSError) as exc:
         err.print(str(exc), markup=False)
         remedy = getattr(exc, "remedy", "")

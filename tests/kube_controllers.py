@@ -2,7 +2,7 @@
 
 import copy
 
-from k8s.cluster_hash import needs_new_cluster
+from k8s.rendering.cluster_hash import needs_new_cluster
 from tests.kube_kinds import Manifest
 from tests.kube_server import KubeServer
 

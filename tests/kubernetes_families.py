@@ -9,10 +9,10 @@ import yaml
 
 from deployments.bundle import load_family
 from deployments.packing.placement import Placement
-from k8s.family_map import FamilyFiles
-from k8s.pools import PlannedCluster, plan_cluster
 from k8s.render import Planned, plan_service
-from k8s.shape import ClusterShape, load_shape
+from k8s.rendering.family_map import FamilyFiles
+from k8s.rendering.pools import PlannedCluster, plan_cluster
+from k8s.rendering.shape import ClusterShape, load_shape
 from serve.config import load_yaml
 from serve.settings import CONFIGS_DIR
 from tests.measured_family import L4, write_bundle, write_footprint

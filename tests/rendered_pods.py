@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from k8s.quantity import parse_quantity
+from k8s.state.quantity import parse_quantity
 
 Document = Mapping[str, Any]
 

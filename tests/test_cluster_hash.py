@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from k8s.cluster_hash import PodBounds, appended_groups, changed_bounds, needs_new_cluster
+from k8s.rendering.cluster_hash import PodBounds, appended_groups, changed_bounds, needs_new_cluster
 from serve.settings import CONFIGS_DIR
 from tests.kubernetes_families import (
     SHAPES,

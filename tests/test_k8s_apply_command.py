@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from k8s.kustomize import OVERLAYS_DIR, build, find_overlay
+from k8s.control.kustomize import OVERLAYS_DIR, build, find_overlay
 from serve.cli import app
 from serve.commands.k8s_apply import agree
 from serve.errors import ConfigError, RolloutRefused

@@ -2,14 +2,14 @@
 
 import pytest
 
-from k8s.difference import (
+from k8s.changes.difference import (
     ABSENT,
     Difference,
     compare,
     compare_objects,
     in_words,
 )
-from k8s.objects import inputs_of, with_inputs
+from k8s.control.objects import inputs_of, with_inputs
 
 Manifest = dict[str, object]
 

@@ -11,7 +11,7 @@ import yaml
 from kubernetes_validate.utils import schema_contents
 from referencing import Registry, Resource
 
-from k8s.objects import in_order, is_awaited
+from k8s.control.objects import in_order, is_awaited
 from k8s.observed import HERE
 from tests.crd_schema import Schema, apply_defaults, find_problems, load_schema
 from tests.manifests import (

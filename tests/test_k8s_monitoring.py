@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from deployments.bundle import load_family
-from k8s.monitoring import dashboard_config_maps, prometheus_rules
 from k8s.observed import render_observability
+from k8s.rendering.monitoring import dashboard_config_maps, prometheus_rules
 from serve.settings import CONFIGS_DIR
 from tests.manifests import OVERLAYS, of_kind, overlay
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from deployments.bundle import load_family
-from k8s.pools import PlannedCluster, Pool
-from k8s.shared_memory import GIB, expert_call_bytes, in_experts_bytes, volume_gib
-from k8s.work import count_pods, fewest_pods
+from k8s.rendering.pools import PlannedCluster, Pool
+from k8s.rendering.shared_memory import GIB, expert_call_bytes, in_experts_bytes, volume_gib
+from k8s.rendering.work import count_pods, fewest_pods
 from serve.errors import ConfigError, PackingImpossible
 from tests.kubernetes_families import (
     H100,

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from k8s.ray_service import NOTES, build_ray_service
 from k8s.render import Rendered, render_overlay
-from k8s.serve_config import build_serve_config
-from k8s.shape import OVERLAYS, RAY_VERSION
-from k8s.shared_memory import GIB
+from k8s.rendering.ray_service import NOTES, build_ray_service
+from k8s.rendering.serve_config import build_serve_config
+from k8s.rendering.shape import OVERLAYS, RAY_VERSION
+from k8s.rendering.shared_memory import GIB
 from serve.errors import ConfigError
 from serve.ray_flags import flags_for
 from serve.revision import family_revision

@@ -15,8 +15,8 @@ from ray.serve.schema import (
 
 from deployments.bundle import load_family
 from deployments.options import expert_options, group_experts, router_options
-from k8s.pools import PlannedCluster
-from k8s.serve_config import build_serve_config, longest_request_s
+from k8s.rendering.pools import PlannedCluster
+from k8s.rendering.serve_config import build_serve_config, longest_request_s
 from serve.app import AppArgs, build_app
 from serve.errors import ConfigError
 from serve.settings import CONFIGS_DIR

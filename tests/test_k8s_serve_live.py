@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
-from k8s.family_map import FamilyFiles
 from k8s.render import render_overlay
+from k8s.rendering.family_map import FamilyFiles
 from serve.client import Client
 from serve.demo.cases import demo_cases
 from serve.designs import Arm

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from k8s.api import ControlPlane
-from k8s.watching import Event, Watch
+from k8s.control.api import ControlPlane
+from k8s.control.watching import Event, Watch
 from serve.errors import ConfigError, ControlPlaneRefused, ControlPlaneUnreachable, FieldConflict
 from serve.settings import Settings
 from tests.kube_server import Fault, KubeServer, open_kube
@@ -156,7 +156,7 @@ def test_rights_and_versions_are_the_clusters_own_word(api: ControlPlane, kube: 
 def test_lists_are_read_page_by_page(
     api: ControlPlane, kube: KubeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("k8s.api.PAGE", 2)
+    monkeypatch.setattr("k8s.control.api.PAGE", 2)
     for name in "abcde":
         api.apply(config_map(name), "sm4ll")
     found = api.list("v1", "ConfigMap", "sm4ll").items

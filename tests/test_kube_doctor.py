@@ -10,12 +10,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from k8s.api import ControlPlane
-from k8s.doctor import Check, examine
-from k8s.doctor_needs import check_tools
-from k8s.doctor_operator import find_unknown
-from k8s.room import PoolPods, admits, fit_pools, measure_room
-from k8s.secret_needs import SecretNeed, find_secret_needs
+from k8s.control.api import ControlPlane
+from k8s.doctor.checks import Check, examine
+from k8s.doctor.needs import check_tools
+from k8s.doctor.operator import find_unknown
+from k8s.state.room import PoolPods, admits, fit_pools, measure_room
+from k8s.state.secret_needs import SecretNeed, find_secret_needs
 from serve.cli import app
 from serve.settings import Settings
 from tests.kube_server import Fault, KubeServer, open_kube

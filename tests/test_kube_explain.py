@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from k8s.explain import Surroundings, explain_pod
-from k8s.explain_service import (
+from k8s.state.explain import Surroundings, explain_pod
+from k8s.state.explain_service import (
     explain_applications,
     explain_claim,
     explain_cluster,
@@ -15,9 +15,9 @@ from k8s.explain_service import (
     explain_service,
     gist,
 )
-from k8s.findings import Finding, merge_alike, name_of
-from k8s.quantity import parse_quantity, parse_time, tell_age, tell_amount
-from k8s.scheduling import requests_of
+from k8s.state.findings import Finding, merge_alike, name_of
+from k8s.state.quantity import parse_quantity, parse_time, tell_age, tell_amount
+from k8s.state.scheduling import requests_of
 from tests.kube_worlds import (
     IMAGE,
     NOW_S,

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from k8s.api import ControlPlane
-from k8s.findings import name_of
-from k8s.following import Follower
-from k8s.pod_logs import Wanted, merge_lines, read_line, short_name
+from k8s.control.api import ControlPlane
+from k8s.state.findings import name_of
+from k8s.state.following import Follower
+from k8s.state.pod_logs import Wanted, merge_lines, read_line, short_name
 from serve.cli import app
 from serve.observing.container_log import ContainerLog
 from serve.observing.logs import SERVE_LOGGER, write_json_logs

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from k8s.api import ControlPlane
-from k8s.findings import Finding
-from k8s.snapshot import Snapshot, read_snapshot
-from k8s.status import ClusterStatus, judge
-from k8s.waiting import Verdict, watch_changes
+from k8s.control.api import ControlPlane
+from k8s.state.findings import Finding
+from k8s.state.snapshot import Snapshot, read_snapshot
+from k8s.state.status import ClusterStatus, judge
+from k8s.state.waiting import Verdict, watch_changes
 from serve.cli import app
 from serve.commands.k8s_status import parse_duration
 from serve.settings import Settings
@@ -352,7 +352,7 @@ def test_a_duration_that_is_none_is_refused(kube: KubeServer, tmp_path: Path) ->
 
 
 def test_findings_of_one_weight_keep_their_order() -> None:
-    from k8s.findings import sort_findings
+    from k8s.state.findings import sort_findings
 
     found = [Finding("note", "a", ""), Finding("broken", "b", ""), Finding("broken", "a", "")]
     assert [one.subject for one in sort_findings(found)] == ["b", "a", "a"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from k8s.api import ControlPlane
+from k8s.control.api import ControlPlane
 from serve.designs import Arm
 from serve.schemas.experiments import NewExperiment
 from serve.settings import Settings

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from k8s.api import ControlPlane
-from k8s.connection import Manifest
+from k8s.control.api import ControlPlane
+from k8s.control.connection import Manifest
 from serve.cli import app
 from serve.settings import Settings, free_port
 from tests.crd_schema import apply_defaults, find_problems

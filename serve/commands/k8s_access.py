@@ -7,7 +7,7 @@ import typer
 from serve.settings import Settings
 
 if TYPE_CHECKING:
-    from k8s.api import ControlPlane
+    from k8s.control.api import ControlPlane
 
 DEFAULT_NAMESPACE = "sm4ll"
 SERVICE = "sm4ll"
@@ -21,6 +21,6 @@ Name = Annotated[str, typer.Option(help="Name of the RayService.")]
 
 def open_control_plane(context: str | None) -> "ControlPlane":
     # 0.5 s of imports, which `sm4ll --help` does not wait for.
-    from k8s.api import ControlPlane
+    from k8s.control.api import ControlPlane
 
     return ControlPlane.configured(Settings(), context)

@@ -22,10 +22,10 @@ from serve.errors import (
 )
 
 if TYPE_CHECKING:
-    from k8s.api import ControlPlane
-    from k8s.connection import Manifest
-    from k8s.planning import Plan
-    from k8s.revisions import Revision, Revisions
+    from k8s.changes.planning import Plan
+    from k8s.changes.revisions import Revision, Revisions
+    from k8s.control.api import ControlPlane
+    from k8s.control.connection import Manifest
 
 FAILED, REFUSED, LATE, DIFFERS = 1, 2, 3, 4
 DATABASE_STAYS = (
@@ -169,8 +169,8 @@ def rollback(
 
     For example: sm4ll k8s rollback --to 4
     """
-    from k8s.planning import Planner
-    from k8s.revisions import Revisions
+    from k8s.changes.planning import Planner
+    from k8s.changes.revisions import Revisions
     from k8s.rollout import Rollout, refuse_problems
     from serve.commands.k8s_plan_drawing import draw_plan
     from serve.commands.k8s_progress import Progress
@@ -202,7 +202,7 @@ def _find_target(revisions: "Revisions", to: int | None) -> "Revision":
     Raises:
         NotFound: there is none to go back to.
     """
-    from k8s.revisions import previous_done
+    from k8s.changes.revisions import previous_done
 
     if to is not None:
         return revisions.find(to)
@@ -233,7 +233,7 @@ def history(
 
     For example: sm4ll k8s history --json
     """
-    from k8s.revisions import Revisions
+    from k8s.changes.revisions import Revisions
     from serve.commands.k8s_plan_drawing import draw_history
 
     with exit_codes():
@@ -266,7 +266,7 @@ def delete(
 
     For example: sm4ll k8s delete
     """
-    from k8s.removal import Remover
+    from k8s.changes.removal import Remover
     from serve.commands.k8s_progress import Progress
 
     with exit_codes():
@@ -296,8 +296,8 @@ class _Built:
 
 
 def _build(overlay: str, namespace: str | None) -> _Built:
-    from k8s.kustomize import build, find_overlay
-    from k8s.objects import namespace_of, with_inputs
+    from k8s.control.kustomize import build, find_overlay
+    from k8s.control.objects import namespace_of, with_inputs
 
     folder = find_overlay(overlay)
     manifests = with_inputs(build(folder, namespace))
@@ -310,7 +310,7 @@ def _build(overlay: str, namespace: str | None) -> _Built:
 def _plan_and_show(
     api: "ControlPlane", namespace: str, manifests: "Sequence[Manifest]", force: bool
 ) -> "Plan":
-    from k8s.planning import Planner
+    from k8s.changes.planning import Planner
     from k8s.rollout import refuse_problems
     from serve.commands.k8s_plan_drawing import draw_plan
 
@@ -321,7 +321,7 @@ def _plan_and_show(
 
 
 def _is_unfinished(api: "ControlPlane", plan: "Plan", manifests: "Sequence[Manifest]") -> bool:
-    from k8s.revisions import Revisions
+    from k8s.changes.revisions import Revisions
     from k8s.rollout import is_unfinished
 
     revisions = [] if plan.is_namespace_new else Revisions(api, plan.namespace).all()

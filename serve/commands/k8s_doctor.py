@@ -17,7 +17,7 @@ from serve.commands.k8s_access import (
 )
 
 if TYPE_CHECKING:
-    from k8s.doctor import Check, Verdict
+    from k8s.doctor.checks import Check, Verdict
 
 MARKS: "dict[Verdict, tuple[str, str]]" = {
     "ok": ("OK     ", "green"),
@@ -44,8 +44,8 @@ def doctor(
 
     For example: sm4ll k8s doctor --overlay production
     """
-    from k8s.doctor import examine
-    from k8s.kustomize import build, find_overlay
+    from k8s.control.kustomize import build, find_overlay
+    from k8s.doctor.checks import examine
     from serve.commands.k8s_drawing import show
 
     wanted = build(find_overlay(overlay), namespace) if overlay else []
@@ -75,7 +75,7 @@ def draw_check(check: "Check") -> list[Padding]:
 
 
 def _sum_up(numbers: "dict[Verdict, int]") -> Text:
-    from k8s.quantity import count
+    from k8s.state.quantity import count
 
     said = [
         count(numbers["problem"], "problem"),

@@ -7,9 +7,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from k8s.findings import Finding, Weight
-from k8s.quantity import count, tell_age
-from k8s.status import ApplicationLine, ClusterStatus, PoolLine, State
+from k8s.state.findings import Finding, Weight
+from k8s.state.quantity import count, tell_age
+from k8s.state.status import ApplicationLine, ClusterStatus, PoolLine, State
 
 STATE_STYLES: dict[State, str] = {
     "ready": "bold green",

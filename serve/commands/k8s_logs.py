@@ -13,9 +13,9 @@ from serve.commands.k8s_status import parse_duration
 from serve.errors import ControlPlaneRefused, NotFound
 
 if TYPE_CHECKING:
-    from k8s.api import ControlPlane
-    from k8s.findings import Manifest
-    from k8s.pod_logs import Wanted
+    from k8s.control.api import ControlPlane
+    from k8s.state.findings import Manifest
+    from k8s.state.pod_logs import Wanted
 
 COLOURS = ("cyan", "magenta", "green", "blue", "bright_yellow", "bright_magenta", "bright_cyan")
 LEVELS = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red", "DEBUG": "dim"}
@@ -75,7 +75,7 @@ def logs(
 
     sm4ll k8s logs --pool router -f --grep '"status":5'
     """
-    from k8s.pod_logs import Wanted
+    from k8s.state.pod_logs import Wanted
 
     pattern = _compile(grep)
     wanted = Wanted(expert, deployment, pool, pod, head, job, operator, pattern)
@@ -116,7 +116,7 @@ def _follow(
     printer: "_Printer",
 ) -> None:
     """Until Ctrl-C."""
-    from k8s.following import Follower
+    from k8s.state.following import Follower
 
     pods, since_s = begin
     follower = Follower(lambda: open_control_plane(context), namespace, wanted, since_s)
@@ -139,7 +139,7 @@ def find_operator(api: "ControlPlane") -> "tuple[Manifest, ...]":
     Raises:
         NotFound: it runs nowhere, as far as one may see.
     """
-    from k8s.pod_logs import OPERATOR_LABEL
+    from k8s.state.pod_logs import OPERATOR_LABEL
 
     try:
         pods = api.list("v1", "Pod", None, OPERATOR_LABEL).items
@@ -166,8 +166,8 @@ def _print_once(
     printer: "_Printer",
     span: tuple[int | None, bool, int | None],
 ) -> int:
-    from k8s.findings import name_of
-    from k8s.pod_logs import main_container, merge_lines
+    from k8s.state.findings import name_of
+    from k8s.state.pod_logs import main_container, merge_lines
 
     num_lines, previous, since_s = span
     named = {name_of(one): one for one in pods}
@@ -203,15 +203,15 @@ class _Printer:
     """Prefix, time and words of a line; a pod keeps its colour."""
 
     def __init__(self, pods: "tuple[Manifest, ...]", raw: bool):
-        from k8s.explain import CLUSTER_LABEL
-        from k8s.findings import labels_of
+        from k8s.state.explain import CLUSTER_LABEL
+        from k8s.state.findings import labels_of
 
         clusters = {labels_of(one).get(CLUSTER_LABEL) for one in pods} - {None}
         self._several = len(clusters) > 1
         self._raw = raw
 
     def print(self, pod: "Manifest", line: str) -> None:
-        from k8s.pod_logs import read_line, short_name
+        from k8s.state.pod_logs import read_line, short_name
 
         name = short_name(pod, self._several)
         prefix = Text(f"{name} ", style=COLOURS[zlib.crc32(name.encode()) % len(COLOURS)])

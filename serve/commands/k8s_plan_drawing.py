@@ -8,10 +8,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from k8s.difference import Difference, in_words
-from k8s.objects import is_awaited
-from k8s.planning import Act, Plan, Step
-from k8s.revisions import Revision
+from k8s.changes.difference import Difference, in_words
+from k8s.changes.planning import Act, Plan, Step
+from k8s.changes.revisions import Revision
+from k8s.control.objects import is_awaited
 
 MARKS: dict[Act, tuple[str, str]] = {
     "create": ("+", "green"),
@@ -164,7 +164,7 @@ def draw_history(revisions: Sequence[Revision]) -> Table:
     for column in ("", "when (UTC)", "who", "git", "image", "overlay", "state"):
         table.add_column(column, justify="right" if not column else "left", overflow="fold")
     for one in revisions:
-        state = one.state
+        state: str = one.state
         if one.rolled_back_to is not None:
             state += f", back to {one.rolled_back_to}"
         table.add_row(

@@ -8,10 +8,10 @@ import typer
 from rich import box
 from rich.table import Table
 
-from k8s.family_map import FamilyFiles
 from k8s.render import RENDERED, Rendered, render_overlay
-from k8s.shape import Overlay
-from k8s.totals import list_totals
+from k8s.rendering.family_map import FamilyFiles
+from k8s.rendering.shape import Overlay
+from k8s.rendering.totals import list_totals
 from serve.commands.console import Family, err, out
 from serve.settings import CONFIGS_DIR, Settings
 

@@ -22,8 +22,8 @@ from serve.commands.k8s_access import (
 from serve.errors import ClusterError
 
 if TYPE_CHECKING:
-    from k8s.status import ClusterStatus
-    from k8s.waiting import Outcome, Verdict
+    from k8s.state.status import ClusterStatus
+    from k8s.state.waiting import Outcome, Verdict
 
 LATE = 3
 
@@ -50,8 +50,8 @@ def status(
 
     For example: sm4ll k8s status --watch
     """
-    from k8s.snapshot import read_revision, read_snapshot
-    from k8s.status import judge
+    from k8s.state.snapshot import read_revision, read_snapshot
+    from k8s.state.status import judge
     from serve.commands.k8s_drawing import draw_status, show
 
     if watch and not as_json:
@@ -68,9 +68,9 @@ def status(
 
 def _follow(namespace: str, name: str, context: str | None) -> None:
     """Until Ctrl-C; what fails meanwhile is said above the last picture."""
-    from k8s.snapshot import read_revision, read_snapshot
-    from k8s.status import judge
-    from k8s.waiting import next_look, watch_changes
+    from k8s.state.snapshot import read_revision, read_snapshot
+    from k8s.state.status import judge
+    from k8s.state.waiting import next_look, watch_changes
     from serve.commands.k8s_drawing import draw_status, show
 
     api = open_control_plane(context)
@@ -124,7 +124,7 @@ def wait(
 
     For example: sm4ll k8s wait --for upgraded --timeout 30m
     """
-    from k8s.waiting import Verdict
+    from k8s.state.waiting import Verdict
     from serve.commands.k8s_drawing import draw_finding, show
 
     verdict = Verdict(goal.value, parse_duration(timeout), patience)
@@ -146,9 +146,9 @@ def _wait_until(
     verdict: "Verdict", namespace: str, name: str, context: str | None
 ) -> "tuple[Outcome, ClusterStatus]":
     """Prints a line at each step; what came of it, and the last that was seen."""
-    from k8s.snapshot import read_snapshot
-    from k8s.status import judge
-    from k8s.waiting import next_look, watch_changes
+    from k8s.state.snapshot import read_snapshot
+    from k8s.state.status import judge
+    from k8s.state.waiting import next_look, watch_changes
     from serve.commands.k8s_drawing import tell_progress
 
     api = open_control_plane(context)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from k8s.api import ControlPlane
-from k8s.connection import Manifest
+from k8s.control.api import ControlPlane
+from k8s.control.connection import Manifest
 from serve.client import Client
 from serve.commands.k8s_status import parse_duration
 from serve.demo.cases import demo_cases

@@ -12,8 +12,8 @@ import yaml
 from pydantic import SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from k8s.connection import Manifest
-from k8s.kustomize import build
+from k8s.control.connection import Manifest
+from k8s.control.kustomize import build
 from serve.settings import CONFIGS_DIR
 from serve.tenancy.keys import mint_key
 

@@ -1,0 +1,1 @@
+"""What would change, in what order, and the way back."""

@@ -1,0 +1,1 @@
+"""The door to a control plane, and what goes through it."""

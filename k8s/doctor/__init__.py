@@ -1,0 +1,1 @@
+"""What a cluster lacks, one line each with what helps."""

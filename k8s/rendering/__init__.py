@@ -1,0 +1,1 @@
+"""Family, plan and shape as documents of Kubernetes; pure."""
