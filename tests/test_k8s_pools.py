@@ -57,9 +57,10 @@ def test_seven_experts_on_two_gpus_are_one_pool_of_two_pods(tmp_path: Path) -> N
 
 def test_seven_experts_on_forty_gpus_are_a_light_and_a_heavy_pool(tmp_path: Path) -> None:
     cluster = plan(*forty(tmp_path))
-    # 8 L4s hold four light replicas each, and one more may be used; 30 garments have one each.
+    # 8 L4s hold four light replicas each, and one more may be used; 30 garments have one each,
+    # and the last GPU is theirs.
     assert pods_of(cluster)["light-gpu-l4"] == (1, 9)
-    assert pods_of(cluster)["heavy-gpu-l4"] == (3, 30)
+    assert pods_of(cluster)["heavy-gpu-l4"] == (3, 31)
     assert [cluster.places[f"Expert-{name}@1"] for name in HEAVY] == [("heavy-gpu-l4",)] * 3
     assert [cluster.places[f"Expert-{name}@1"] for name in LIGHT] == [("light-gpu-l4",)] * 4
     assert cluster.family.experts[-1].resources.num_gpus == 1.0
@@ -198,7 +199,9 @@ def test_shared_memory_holds_every_call_that_may_be_under_way(tmp_path: Path) ->
     # 768x1024: crop and mask there, a product of 512x512, four crops back.
     assert expert_call_bytes(bundle) == 768 * 1024 * 16 + 512 * 512 * 3
     pool = cluster.pool("light-gpu-l4")
-    in_flight = 6 * 8 * expert_call_bytes(bundle)  # six replicas by CPUs, two batches of four each
+    in_flight = (
+        12 * 8 * expert_call_bytes(bundle)
+    )  # twelve replicas by CPUs, two batches of four each
     assert pool.shared_memory_gib == volume_gib(in_flight)
     assert pool.shared_memory_gib * GIB * 0.9 >= in_flight
     assert pool.memory_gib == pool.size.memory_gib + pool.shared_memory_gib
@@ -208,7 +211,7 @@ def test_shared_memory_that_would_not_do_is_refused_with_what_would(tmp_path: Pa
     family, gpus = forty(tmp_path)
     pods = {**production().model_dump()["pods"]}
     pods["light-gpu"]["shared_memory_gib"] = 0.5
-    with pytest.raises(ConfigError, match=r"light-gpu: .* 0\.66 GiB .* is 0\.5; say 1 "):
+    with pytest.raises(ConfigError, match=r"light-gpu: .* 1\.33 GiB .* is 0\.5; say 2 "):
         plan(family, gpus, production(pods=pods))
 
 
@@ -230,3 +233,38 @@ def test_every_pool_of_a_plan_has_work_for_its_fewest_pods(tmp_path: Path) -> No
 
     assert all(has_work(pool) for pool in cluster.pools if pool.gpu)
     assert cluster.pool("light-cpu").min_pods == 0
+
+
+def test_the_last_gpu_is_spare_once(tmp_path: Path) -> None:
+    """A light and a heavy pool on one kind of GPU, three of them used of four."""
+    write_measured(tmp_path, "eye@1", {L4: 5.0})
+    write_measured(tmp_path, "top@1", {L4: 15.0})
+    bounds = {"min_replicas": 1, "max_replicas": 2}
+    experts = [{"version": name, "autoscaling": bounds} for name in ("eye@1", "top@1")]
+    family = write_yaml(tmp_path / "family.yaml", {"experts": experts})
+    pods = production().model_dump()["pods"]
+    assert pods["light-gpu"]["spare_pods"] == pods["heavy-gpu"]["spare_pods"] == 1
+    four, five = (
+        plan(family, write_gpus(tmp_path, [("l4", num_nodes, L4, 1)])) for num_nodes in (4, 5)
+    )
+    assert [pods_of(four)[name][1] for name in ("light-gpu-l4", "heavy-gpu-l4")] == [2, 2]
+    assert [pods_of(five)[name][1] for name in ("light-gpu-l4", "heavy-gpu-l4")] == [2, 3]
+
+
+def test_what_is_said_of_cpus_that_do_not_do_does(tmp_path: Path) -> None:
+    """Seven on one GPU: 6 / 7 is 0.857, and seven times 0.86 are more than six."""
+    family = write_seven(
+        tmp_path,
+        {L4: 2.4},
+        {L4: 2.4},
+        light={"min_replicas": 1, "max_replicas": 1},
+        heavy={"min_replicas": 1, "max_replicas": 1},
+    )
+    gpus = write_gpus(tmp_path, [("l4", 1, L4, 2)])
+    shapes = {**production().model_dump()["pods"]}
+    light = {"cpu": 6, "memory_gib": 16}
+    with pytest.raises(ConfigError, match=r"replica_cpus: [\d.]+") as told:
+        plan(family, gpus, production(pods={**shapes, "light-gpu": {**light, "replica_cpus": 1}}))
+    advice = float(str(told.value).rpartition("replica_cpus: ")[2])
+    plan(family, gpus, production(pods={**shapes, "light-gpu": {**light, "replica_cpus": advice}}))
+    plan(family, gpus)  # and as shipped

@@ -20,6 +20,7 @@ from serve.revision import family_revision
 from serve.settings import CONFIGS_DIR, TRACING_FLAGS
 from tests.crd_schema import apply_defaults, find_problems, load_schema
 from tests.kubernetes_families import (
+    MODEL,
     SHAPES,
     files_of,
     plan,
@@ -35,6 +36,7 @@ ROOT = CONFIGS_DIR.parent
 CRD = ROOT.parent / "shared/kuberay/ray.io_rayservices.yaml"
 SHIPPED = CONFIGS_DIR / "family.yaml"
 KINDS = (*OVERLAYS, "gpu")
+GPU_IMAGE = "sm4ll-serve-gpu"
 Document = dict[str, Any]
 
 
@@ -372,3 +374,37 @@ def test_bundles_of_the_image_stay_where_they_are(tmp_path: Path) -> None:
 def test_a_shape_that_kuberay_would_refuse_is_refused_first(changes: Document, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         production(**changes)
+
+
+def test_weights_on_cpus_run_in_the_image_that_has_pytorch(tmp_path: Path) -> None:
+    """The other has none: replicas could not start."""
+    judge = {"embedding": {"source": MODEL}}
+    parsing = {"kind": "parsing", "model": MODEL}
+    warp = {"kind": "warp"}
+    diffusion = {
+        **{"kind": "inpaint", "model": MODEL, "prompt": {"text": "worn"}},
+        "recipe": {"pipeline": "Flux2KleinInpaintPipeline"},
+    }
+    known: Document = {"title": "t", "status": "beta"}
+    known["licence"] = {"name": "apache-2.0", "commercial_use": True}
+    families = {
+        "nothing": ({"backend": warp}, {}),
+        "light-cpu": ({"backend": diffusion, "product": {"canvas": {"size": [512, 512]}}}, {}),
+        "segment": ({"backend": warp, "masker": parsing}, {}),
+        "judged": ({"backend": warp}, {"judge": {"models": "judge.yaml"}}),
+    }
+    for name, (changes, more) in families.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        write_yaml(folder / "judge.yaml", judge)
+        path = folder / "experts" / "top.1.yaml"
+        path.parent.mkdir()
+        write_yaml(path, {"expert": "top", "name": "1", **known, **changes})
+        family = write_yaml(folder / "family.yaml", {"experts": [{"version": "top@1"}], **more})
+        shape = production()
+        cluster = plan(family, None, shape)
+        service = build_ray_service(cluster, shape, build_serve_config(cluster, shape, "cafe"))
+        found = {pool for pool in groups_of(service) if worker(service, pool)["image"] == GPU_IMAGE}
+        assert found == {"nothing": set(), "judged": {"segment"}}.get(name, {name})
+        for container in (worker(service, pool) for pool in found):
+            assert env_of(container)["NVIDIA_VISIBLE_DEVICES"] == "void"

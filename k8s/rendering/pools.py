@@ -1,8 +1,9 @@
 """Family and packing plan to pools of pods: which deployments run where, on how many pods. Pure."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, floor
 
 from deployments.bundle import Bundle
 from deployments.options import ExpertGroup, group_experts
@@ -43,6 +44,8 @@ class Pool:
     """What each pod has one of."""
     kind: str | None = None
     """Of that GPU, as the placement calls it."""
+    has_weights: bool = False
+    """Something there takes PyTorch, which only the image for GPUs has."""
 
     @property
     def memory_gib(self) -> float:
@@ -183,6 +186,7 @@ def _cpu_pool(
         min_pods=fewest_pods(least, size.cpu),
         max_pods=count_pods(most, size.cpu) + size.spare_pods,
         spare_pods=size.spare_pods,
+        has_weights=any(work.has_weights for work in mine),
     )
 
 
@@ -215,9 +219,15 @@ def _gpu_pools(
     groups: Sequence[ExpertGroup],
     shape: ClusterShape,
 ) -> Iterator[Pool]:
-    if use is not None:
-        for part in sorted(use.pods, key=_rank):
-            yield _gpu_pool(part, use, num_cpus, groups, shape)
+    if use is None:
+        return
+    free = Counter(planned.gpu.kind for planned in use.plan.gpus)
+    for (_, kind), (_, most) in use.pods.items():
+        free[kind] -= most
+    for part in sorted(use.pods, key=_rank):
+        spare = min(_size(shape, part[0]).spare_pods, free[part[1]])
+        free[part[1]] -= spare
+        yield _gpu_pool(part, use, num_cpus, groups, shape, spare)
 
 
 def _gpu_pool(
@@ -226,6 +236,7 @@ def _gpu_pool(
     num_cpus: Mapping[str, float],
     groups: Sequence[ExpertGroup],
     shape: ClusterShape,
+    spare: int,
 ) -> Pool:
     role, kind = part
     size, product = _size(shape, role), _product(shape, kind)
@@ -235,9 +246,6 @@ def _gpu_pool(
     num_places = 1 if role == "heavy-gpu" else int(size.cpu / max(smallest, EPSILON) + EPSILON)
     in_flight = in_experts_bytes([group for group in groups if group.name in mine], num_places)
     fewest, most = use.pods[part]
-    in_use = sum(count for (_, of), (_, count) in use.pods.items() if of == kind)
-    in_stock = sum(planned.gpu.kind == kind for planned in use.plan.gpus)
-    spare = min(size.spare_pods, in_stock - in_use)
     return Pool(
         name=pool_name(part, shape),
         role=role,
@@ -248,6 +256,7 @@ def _gpu_pool(
         spare_pods=spare,
         gpu=product,
         kind=kind,
+        has_weights=True,
     )
 
 
@@ -261,7 +270,8 @@ def _check_cpus(part: Part, use: GpuUse, num_cpus: Mapping[str, float], size: Po
             raise ConfigError(
                 f"kubernetes.yaml: pods: {part[0]}: {len(planned.shares)} replicas on one "
                 f"{part[1]} take {reserved:g} CPUs, and the pod has {size.cpu}; give it "
-                f"{ceil(reserved)}, or say replica_cpus: {size.cpu / len(planned.shares):.2g}"
+                f"{ceil(reserved)}, or say replica_cpus: "
+                f"{floor(100 * size.cpu / len(planned.shares)) / 100:g}"
             )
 
 

@@ -185,7 +185,7 @@ def _worker_container(pool: Pool, shape: ClusterShape, longest_s: float) -> Docu
     secrets = (*STORES, *PROVIDERS) if pool.role == "router" else PROVIDERS
     return {
         "name": "ray-worker",
-        "image": shape.gpu_image if pool.gpu else shape.image,
+        "image": shape.gpu_image if pool.has_weights else shape.image,
         "imagePullPolicy": shape.image_pull_policy,
         "ports": containers.ports(containers.PORTS),
         "env": containers.env(shape, has_gpu=pool.gpu is not None, secrets=secrets),

@@ -161,7 +161,7 @@ class ClusterShape(Config):
     image: str = "sm4ll-serve"
     """Its name and tag are an overlay's to say (`images:` of kustomize)."""
     gpu_image: str = "sm4ll-serve-gpu"
-    """Of pods with a GPU."""
+    """Of pods with a GPU, and of those without where something has weights: it has PyTorch."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     image_pull_secrets: tuple[Name, ...] = ()
     head: HeadSize = HeadSize()

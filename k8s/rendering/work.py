@@ -6,9 +6,11 @@ from math import ceil
 
 from deployments.bundle import Bundle
 from deployments.options import group_experts
+from deployments.sources import find_sources
 from k8s.rendering.shape import ClusterShape, Role
 from serve.config import (
     Autoscaling,
+    Config,
     FamilyConfig,
     Resources,
     RouterConfig,
@@ -27,6 +29,8 @@ class Work:
     role: Role
     resources: Resources
     autoscaling: Autoscaling
+    has_weights: bool = False
+    """Then it takes PyTorch, on CPUs as well."""
 
 
 def list_work(family: FamilyConfig, bundles: Mapping[VersionId, Bundle]) -> Iterator[Work]:
@@ -35,14 +39,22 @@ def list_work(family: FamilyConfig, bundles: Mapping[VersionId, Bundle]) -> Iter
     runners = Autoscaling(min_replicas=jobs.runners, max_replicas=jobs.runners)
     yield Work("Router", "router", router.resources, router.autoscaling)
     yield Work("JobRunner", "router", jobs.resources, runners)
-    for masker_id in dict.fromkeys(bundle.masker.id for bundle in bundles.values()):
-        name = f"Segmenter-{masker_id}"
-        yield Work(name, "segment", segmenter.resources, segmenter.autoscaling)
+    for masker in {bundle.masker.id: bundle.masker for bundle in bundles.values()}.values():
+        name = f"Segmenter-{masker.id}"
+        size = segmenter.resources, segmenter.autoscaling
+        yield Work(name, "segment", *size, has_weights=_has_weights(masker))
     if family.judge is not None:
-        yield Work("Judge", "segment", family.judge.resources, family.judge.autoscaling)
+        size = family.judge.resources, family.judge.autoscaling
+        yield Work("Judge", "segment", *size, has_weights=True)
     for group in group_experts(family, bundles):
         deployed = group.deployed
-        yield Work(group.name, "light-cpu", deployed.resources, deployed.autoscaling)
+        size = deployed.resources, deployed.autoscaling
+        has_weights = any(_has_weights(bundle.backend) for bundle in group.bundles)
+        yield Work(group.name, "light-cpu", *size, has_weights=has_weights)
+
+
+def _has_weights(config: Config) -> bool:
+    return any(True for _ in find_sources(config))
 
 
 def with_bounds(family: FamilyConfig, shape: ClusterShape) -> FamilyConfig:
