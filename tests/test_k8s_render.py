@@ -387,7 +387,7 @@ def test_weights_on_cpus_run_in_the_image_that_has_pytorch(tmp_path: Path) -> No
     }
     known: Document = {"title": "t", "status": "beta"}
     known["licence"] = {"name": "apache-2.0", "commercial_use": True}
-    families = {
+    families: dict[str, tuple[Document, Document]] = {
         "nothing": ({"backend": warp}, {}),
         "light-cpu": ({"backend": diffusion, "product": {"canvas": {"size": [512, 512]}}}, {}),
         "segment": ({"backend": warp, "masker": parsing}, {}),

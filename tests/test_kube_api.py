@@ -1,12 +1,14 @@
 """The door to a control plane: what passes is waited out, what does not is named; real HTTP."""
 
 import itertools
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from k8s.control.api import ControlPlane
+from k8s.control.connection import Connection
 from k8s.control.watching import Event, Watch
 from serve.errors import ConfigError, ControlPlaneRefused, ControlPlaneUnreachable, FieldConflict
 from serve.settings import Settings
@@ -253,3 +255,19 @@ def test_a_watch_of_one_selection_hears_of_nothing_else(
     kube.put(config_map("a"))
     kube.put(config_map("b"))
     assert told(next(events)) == ("ADDED", "b")
+
+
+def test_a_server_that_says_nothing_is_given_up_before_the_other_tries(
+    tmp_path: Path, pauses: list[float], kube: KubeServer
+) -> None:
+    """Six times a minute without a word would be a command that hangs."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # takes connections, answers none
+        host, port = listening.getsockname()
+        path = kube.kubeconfig(tmp_path)
+        silent = path.read_text().replace(kube.url, f"http://{host}:{port}")
+        path.write_text(silent)
+        connection = Connection.configured(Settings(SM4LL_KUBECONFIG=str(path)))
+        connection.sleep = pauses.append
+        with pytest.raises(ControlPlaneUnreachable, match="timed out"):
+            connection.open("GET", "/version", read_s=0.05)
+    assert len(pauses) == 1

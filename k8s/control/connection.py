@@ -17,7 +17,7 @@ from kubernetes.config import (
     load_kube_config,
 )
 from kubernetes.config.config_exception import ConfigException
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from k8s.control.refusals import from_status, unreachable
 from serve.errors import ConfigError
@@ -27,6 +27,8 @@ Manifest = dict[str, Any]
 Query = tuple[tuple[str, str], ...]
 
 NUM_TRIES = 6
+# Of waits for an answer that does not come: each is READ_S long, and nobody sees anything of it.
+NUM_SILENT_TRIES = 2
 MAX_PAUSE_S = 30.0
 CONNECT_S = 5.0
 READ_S = 60.0
@@ -137,7 +139,8 @@ class Connection:
                     raise from_status(exc.status, exc.body or "", f"{method} {path}") from exc
                 pause_s = _retry_after_s(exc.headers) or _pause_s(num_tries)
             except HTTPError as exc:
-                if num_tries >= NUM_TRIES:
+                is_silent = isinstance(exc, ReadTimeoutError)
+                if num_tries >= (NUM_SILENT_TRIES if is_silent else NUM_TRIES):
                     raise unreachable(self.host, str(exc)) from exc
                 pause_s = _pause_s(num_tries)
             self.sleep(min(pause_s, MAX_PAUSE_S))
