@@ -168,3 +168,15 @@ def test_only_a_clear_yes_is_one(
     else:
         with pytest.raises(RolloutRefused, match="Nothing was changed"):
             agree("Sure?", False, expected)
+
+
+@pytest.mark.parametrize("namespace", ["", "Bad_Name!", "../default", "-sm4ll", "a" * 64])
+@pytest.mark.parametrize("command", ["delete --yes", "status", "apply --overlay local --yes"])
+def test_what_is_no_namespace_is_refused_before_the_server_is_asked(
+    command: str, namespace: str, world: World
+) -> None:
+    """An unset variable in a script must not mean all of them."""
+    refused = sm4ll(*command.split(), "--namespace", namespace)
+    assert refused.exit_code == 2
+    assert "is no name in Kubernetes" in " ".join(refused.stderr.split())
+    assert world.kube.writes() == []

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from serve.commands.console import err, out
-from serve.commands.k8s_access import DEFAULT_NAMESPACE, Context, Namespace, open_control_plane
+from serve.commands.k8s_access import (
+    DEFAULT_NAMESPACE,
+    Context,
+    Namespace,
+    check_label,
+    open_control_plane,
+)
 from serve.commands.k8s_status import parse_duration
 from serve.errors import (
     ClusterError,
@@ -35,7 +41,8 @@ DATABASE_STAYS = (
 
 Overlay = Annotated[str, typer.Option(help="local, production, or the folder of your own.")]
 OverlayNamespace = Annotated[
-    str | None, typer.Option("-n", "--namespace", help="Instead of the overlay's own.")
+    str | None,
+    typer.Option("-n", "--namespace", callback=check_label, help="Instead of the overlay's own."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Timeout = Annotated[str, typer.Option(help="Of the whole, such as 90s, 30m or 1h.")]
