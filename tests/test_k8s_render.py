@@ -408,3 +408,11 @@ def test_weights_on_cpus_run_in_the_image_that_has_pytorch(tmp_path: Path) -> No
         assert found == {"nothing": set(), "judged": {"segment"}}.get(name, {name})
         for container in (worker(service, pool) for pool in found):
             assert env_of(container)["NVIDIA_VISIBLE_DEVICES"] == "void"
+
+
+def test_nobody_who_saves_nodes_takes_the_heads(services: Mapping[str, Document]) -> None:
+    """Karpenter does not read the other's annotation."""
+    for service in services.values():
+        told = config_of(service)["headGroupSpec"]["template"]["metadata"]["annotations"]
+        assert told["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+        assert told["karpenter.sh/do-not-disrupt"] == "true"

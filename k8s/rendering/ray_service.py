@@ -20,6 +20,11 @@ HEAD_SHARED_MEMORY_GIB = 0.5
 """No replica runs there, so nothing large does."""
 AUTOSCALER_CPUS, AUTOSCALER_GIB = 0.5, 0.5
 GCS_ADDRESS = "SM4LL_GCS_ADDRESS"
+NEVER_MOVED: Mapping[str, str] = {
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    "karpenter.sh/do-not-disrupt": "true",
+}
+"""What makes nodes come and go empties none with such a pod on it, each by its own word."""
 
 NOTES: Mapping[str, str] = {
     "serveConfigV2:": "Edits of this string are taken in place: KubeRay puts them to the head's "
@@ -144,7 +149,7 @@ def _head_group(shape: ClusterShape) -> Document:
         "template": {
             "metadata": {
                 "labels": containers.pool_labels(HEAD),
-                "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
+                "annotations": dict(NEVER_MOVED),
             },
             "spec": {
                 # The autoscaler beside it asks the API server for pods.
