@@ -283,12 +283,13 @@ def test_what_an_earlier_revision_brought_is_deleted_but_not_data_or_others_thin
 ) -> None:
     world.apply(deployment())
     world.kube.put(thing("ConfigMap", "theirs"))
-    gone = ("Service", "PersistentVolumeClaim")
+    gone = ("Service", "PersistentVolumeClaim", "Secret")
     fewer = [one for one in deployment() if one["kind"] not in gone]
     assert acts(world.plan(fewer)) == {"Service api": "delete"}
     world.apply(fewer)
     assert world.kube.names("Service") == []
     assert world.kube.names("PersistentVolumeClaim") == ["sm4ll-models"]
+    assert "sm4ll-admin" in world.kube.names("Secret")
     assert "theirs" in world.kube.names("ConfigMap")
 
 

@@ -19,9 +19,13 @@ from k8s.rendering.cluster_hash import needs_new_cluster
 from serve.errors import ClusterError, ControlPlaneRefused, FieldConflict
 
 Act = Literal["create", "change", "run", "keep", "delete"]
-# What holds data, or other people's things, is never pruned.
+# What holds data, or other people's things, is never pruned. A Secret that an overlay brought no
+# longer is somebody's own by the same name (by hand, External Secrets), and pods still read it.
 UNPRUNED = frozenset(
-    {"Namespace", "PersistentVolumeClaim", "PersistentVolume", "CustomResourceDefinition"}
+    {
+        *("Namespace", "Secret", "CustomResourceDefinition"),
+        *("PersistentVolumeClaim", "PersistentVolume"),
+    }
 )
 NUM_THREADS = 8
 

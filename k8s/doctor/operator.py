@@ -4,13 +4,19 @@ import re
 from collections.abc import Iterator
 
 from k8s.doctor.checks import Check, Patient
-from k8s.state.findings import Manifest, condition_of, dig, name_of
+from k8s.state.findings import (
+    INSTALL_OPERATOR,
+    OPERATOR_CHART,
+    Manifest,
+    condition_of,
+    dig,
+    name_of,
+)
 from k8s.state.snapshot import GATEWAY, RAY
 
 AREA = "KubeRay"
 OPERATOR_LABEL = "app.kubernetes.io/name=kuberay-operator"
-INSTALL = "`helm install kuberay-operator kuberay/kuberay-operator --version 1.7.0`"
-UPGRADE = "`helm upgrade kuberay-operator kuberay/kuberay-operator --version 1.7.0`"
+UPGRADE = f"`helm upgrade {OPERATOR_CHART}`"
 INCREMENTAL = "NewClusterWithIncrementalUpgrade"
 # Before, the gate RayServiceIncrementalUpgrade is alpha and off; deployed and tested with this one.
 MIN_VERSION = (1, 7)
@@ -28,7 +34,9 @@ def check_operator(patient: Patient) -> Iterator[Check]:
     if not known:
         versions = patient.api.served_versions("ray.io")
         said = f"only {', '.join(versions)} of them" if versions else "none"
-        yield Check("problem", AREA, f"RayServices (ray.io/v1) are not known here: {said}", INSTALL)
+        yield Check(
+            "problem", AREA, f"RayServices (ray.io/v1) are not known here: {said}", INSTALL_OPERATOR
+        )
     else:
         yield Check("ok", AREA, "RayServices and RayClusters (ray.io/v1) are known")
         yield from _check_fields(patient)
@@ -111,7 +119,9 @@ def _check_deployment(patient: Patient) -> Iterator[Check]:
         )
         return
     if not found:
-        yield Check("problem", AREA, "no operator is installed, under its usual label", INSTALL)
+        yield Check(
+            "problem", AREA, "no operator is installed, under its usual label", INSTALL_OPERATOR
+        )
         return
     for deployment in found:
         yield from _judge_operator(patient, deployment)
@@ -203,8 +213,7 @@ def _check_kinds(patient: Patient) -> Iterator[Check]:
         )
     if not patient.api.served_versions("metrics.k8s.io"):
         yield Check(
-            "warning",
+            "ok",
             "Kinds",
-            "there is no metrics server: `kubectl top` says nothing (this system needs it not)",
-            "install metrics-server, if you want to see what pods use",
+            "there is no metrics server, and none is needed: only `kubectl top` asks it",
         )

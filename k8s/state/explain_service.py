@@ -4,7 +4,15 @@ import re
 from collections.abc import Iterator, Sequence
 
 from k8s.state.explain import event_time_s, events_of
-from k8s.state.findings import Finding, Manifest, Trouble, condition_of, dig, name_of
+from k8s.state.findings import (
+    INSTALL_OPERATOR,
+    Finding,
+    Manifest,
+    Trouble,
+    condition_of,
+    dig,
+    name_of,
+)
 from k8s.state.quantity import parse_time, tell_age, tell_since
 
 UNSEEN_S = 60.0
@@ -58,8 +66,8 @@ def _explain_unseen(service: Manifest, now_s: float) -> Trouble | None:
             "broken",
             f"nobody has looked at it for {tell_age(age_s)}: no KubeRay operator runs, or it does"
             " not watch this namespace",
-            "install the operator (`helm install kuberay-operator kuberay/kuberay-operator"
-            f" --version 1.7.0`), or add the namespace to its watchNamespace; {DOCTOR}",
+            f"install the operator ({INSTALL_OPERATOR}), or add the namespace to its"
+            f" watchNamespace; {DOCTOR}",
         )
     if observed is not None and observed < generation:
         return Trouble("waiting", "the last change has not been looked at by the operator yet")

@@ -9,6 +9,12 @@ Manifest = dict[str, Any]
 Weight = Literal["broken", "waiting", "note"]
 """`broken`: waiting alone does not cure it. `waiting`: it may pass. `note`: nothing to be done."""
 
+OPERATOR_CHART = (
+    "kuberay-operator kuberay-operator --repo https://ray-project.github.io/kuberay-helm"
+    " --version 1.7.0 -n kuberay-system"
+)
+INSTALL_OPERATOR = f"`helm install {OPERATOR_CHART} --create-namespace`"
+
 HEAVIEST_FIRST: tuple[Weight, ...] = ("broken", "waiting", "note")
 
 

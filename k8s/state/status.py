@@ -20,6 +20,7 @@ from k8s.state.explain_service import (
     explain_service,
 )
 from k8s.state.findings import (
+    INSTALL_OPERATOR,
     Finding,
     Manifest,
     condition_of,
@@ -271,8 +272,7 @@ def _find(seen: Snapshot) -> Iterator[Finding]:
             "broken",
             "the Kubernetes cluster",
             "does not know RayServices: the KubeRay operator is not installed",
-            "`helm install kuberay-operator kuberay/kuberay-operator --version 1.7.0`; then"
-            " `sm4ll k8s doctor`",
+            f"{INSTALL_OPERATOR}; then `sm4ll k8s doctor`",
         )
         return
     if seen.service is None:

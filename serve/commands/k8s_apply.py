@@ -112,8 +112,8 @@ def apply(
     Everything is tried by the server first (dry run), so what it would refuse shows before
     anything changes. Then, as field manager `sm4ll`: what the RayService needs, the migration Job
     to its end, the RayService and what looks at it; at the end, deleted, what earlier revisions
-    brought and this one does not (never volumes or namespaces). Cut off, it goes on when it is run
-    again. Each apply is kept as a revision for `sm4ll k8s rollback`.
+    brought and this one does not (never volumes, Secrets or namespaces). Cut off, it goes on when
+    it is run again. Each apply is kept as a revision for `sm4ll k8s rollback`.
 
     Exits 0 when all is as it should be, 1 when something failed, 2 when nothing was begun (nobody
     agreed, somebody else is at it, bad usage), 3 when it is not ready in time.
@@ -357,7 +357,8 @@ def _carry_out(
             *(api, built.namespace, progress), timeout_s=timeout_s, force=force, is_waiting=wait
         )
         made = rollout.carry_out(plan, built.manifests, built.overlay, built.folder)
-    end = "" if wait else " It is not waited for: `sm4ll k8s wait --for upgraded` does."
+    called = " `sm4ll k8s status` says how to call it."
+    end = called if wait else " It is not waited for: `sm4ll k8s wait --for upgraded` does."
     out.print(f"Done: revision {made.number} in {built.namespace}.{end}", highlight=False)
 
 

@@ -3,7 +3,9 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import RenderableType
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from serve.commands.console import out
@@ -50,7 +52,7 @@ def doctor(
 
     wanted = build(find_overlay(overlay), namespace) if overlay else []
     numbers: dict[Verdict, int] = dict.fromkeys(MARKS, 0)
-    area = ""
+    area = remedy = ""
     for check in examine(open_control_plane(context), namespace, name, wanted):
         numbers[check.verdict] += 1
         if quiet and check.verdict == "ok":
@@ -58,17 +60,22 @@ def doctor(
         if check.area != area:
             area = check.area
             out.print(Text(area, style="bold"))
-        for line in draw_check(check):
+        for line in draw_check(check, with_remedy=check.remedy != remedy):
             show(line, out)
+        remedy = check.remedy
     out.print(_sum_up(numbers))
     raise typer.Exit(1 if numbers["problem"] else 0)
 
 
-def draw_check(check: "Check") -> list[Padding]:
+def draw_check(check: "Check", with_remedy: bool = True) -> list[RenderableType]:
+    """What helps several in a row is said once."""
     mark, style = MARKS[check.verdict]
-    line = Text.assemble((mark, style), " ", (check.says, "" if check.verdict != "ok" else "dim"))
-    drawn = [Padding(line, (0, 0, 0, 2), expand=False)]
-    if check.remedy and check.verdict != "ok":
+    line = Table.grid(padding=(0, 1, 0, 0))
+    line.add_column(width=len(mark) + 2)
+    line.add_column(overflow="fold")
+    line.add_row(Text(f"  {mark}", style), Text(check.says, "" if check.verdict != "ok" else "dim"))
+    drawn: list[RenderableType] = [line]
+    if with_remedy and check.remedy and check.verdict != "ok":
         helps = Text(f"What helps: {check.remedy}", style="cyan")
         drawn.append(Padding(helps, (0, 0, 0, 10), expand=False))
     return drawn

@@ -66,13 +66,20 @@ def draw_status(
     parts: list[RenderableType] = [_header(status)]
     if trouble:
         parts.append(Text(f"This picture is old: {trouble}", style="yellow"))
+    # On a picture of the whole screen what is wrong comes first: a low terminal cuts the end.
+    watched = bool(footer)
+    if watched:
+        parts.append(Text(footer, style="dim"))
     if status.clusters:
         parts += [Text(), _clusters(status)]
+    if watched:
+        parts += [Text(), *_findings(status, max_findings)]
     if status.pools:
         parts += [Text(), _pools(status.pools, several=len(status.clusters) > 1)]
     if status.applications:
         parts += [Text(), *_applications(status.applications)]
-    parts += [Text(), *_findings(status, max_findings)]
+    if not watched:
+        parts += [Text(), *_findings(status, max_findings)]
     if status.address:
         inside = " (inside the cluster)" if status.from_here else ""
         parts += [Text(), Text(f"Call it: {status.address}{inside}")]
@@ -81,8 +88,6 @@ def draw_status(
     if status.unreadable:
         named = ", ".join(status.unreadable)
         parts.append(Text(f"Not read, for want of the right: {named}", style="dim"))
-    if footer:
-        parts += [Text(), Text(footer, style="dim")]
     return Group(*parts)
 
 

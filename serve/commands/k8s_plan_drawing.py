@@ -162,16 +162,23 @@ def _stays(number: int) -> str:
 def draw_history(revisions: Sequence[Revision]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("", "when (UTC)", "who", "git", "image", "overlay", "state"):
-        table.add_column(column, justify="right" if not column else "left", overflow="fold")
+        table.add_column(
+            column,
+            justify="right" if not column else "left",
+            overflow="fold",
+            no_wrap=column in ("", "when (UTC)", "git"),
+        )
+    if any(one.is_dirty for one in revisions):
+        table.caption, table.caption_justify = "* with uncommitted changes", "left"
     for one in revisions:
         state: str = one.state
         if one.rolled_back_to is not None:
             state += f", back to {one.rolled_back_to}"
         table.add_row(
             Text(str(one.number), style="bold"),
-            one.created.rstrip("Z").replace("T", " "),
+            one.created[:16].replace("T", " "),
             one.author,
-            one.git_words,
+            f"{one.git[:10]}{'*' if one.is_dirty else ''}",
             one.image,
             one.overlay,
             Text(state, style=STATE_STYLES[one.state]),

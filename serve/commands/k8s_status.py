@@ -82,7 +82,9 @@ def _follow(namespace: str, name: str, context: str | None) -> None:
             watch_changes(lambda: open_control_plane(context), namespace) as changed,
             Live(console=console, screen=True, auto_refresh=False) as live,
         ):
-            live.update(draw_status(told, footer=_footer()), refresh=True)
+            num_findings = max(2, console.size.height // 8)
+            first = draw_status(told, footer=_footer(), max_findings=num_findings)
+            live.update(first, refresh=True)
             while True:
                 next_look(changed)
                 trouble = ""
@@ -90,7 +92,7 @@ def _follow(namespace: str, name: str, context: str | None) -> None:
                     told = judge(read_snapshot(api, namespace, name), revision)
                 except ClusterError as exc:  # it may come back
                     trouble = str(exc)
-                num_findings = max(3, console.size.height // 4)
+                num_findings = max(2, console.size.height // 8)
                 drawn = draw_status(
                     told, footer=_footer(), trouble=trouble, max_findings=num_findings
                 )

@@ -70,7 +70,9 @@ def prepare() -> None:
 def key() -> None:
     """Make a key for SM4LL_API_KEY of `sm4ll store prepare`, and print it; nobody keeps it here.
 
-    For example: kubectl create secret generic sm4ll-admin --from-literal=token="$(sm4ll store key)"
+    For example:
+
+    kubectl -n sm4ll create secret generic sm4ll-admin --from-literal=token="$(sm4ll store key)"
     """
     from serve.tenancy.keys import mint_key
 
