@@ -134,9 +134,13 @@ def test_a_new_replica_starts_first_where_there_is_a_pod_to_spare_and_nowhere_el
     write_measured(tmp_path, "top@1", {L4: 15.0})
     experts = [{"version": "top@1", "autoscaling": {"min_replicas": 1, "max_replicas": 2}}]
     family = write_yaml(tmp_path / "family.yaml", {"experts": experts})
-    found = overrides(plan(family, write_gpus(tmp_path, [("a", 1, L4, 4)])))
-    assert found["Router"]["max_surge_percent"] == 100
-    assert "max_surge_percent" not in found["Expert-top@1"]
+    enough, exactly = (
+        overrides(plan(family, write_gpus(tmp_path, [("a", 1, L4, num_gpus)])))
+        for num_gpus in (3, 2)
+    )
+    assert enough["Router"]["max_surge_percent"] == exactly["Router"]["max_surge_percent"] == 100
+    assert enough["Expert-top@1"]["max_surge_percent"] == 100
+    assert "max_surge_percent" not in exactly["Expert-top@1"]
 
 
 def test_a_request_that_serve_would_cut_off_is_refused(tmp_path: Path) -> None:
