@@ -31,7 +31,7 @@ from tests.up import Up, running
 pytestmark = pytest.mark.ray
 
 IS_FULL = os.environ.get("SM4LL_TEST_FULL") == "1"
-NUM_UNITS = 2_000 if IS_FULL else 400
+NUM_UNITS = 2_000 if IS_FULL else 200
 GIVE_UP_S = 600.0 if IS_FULL else 180.0
 EVERYWHERE_S = 5.0
 """Every router follows a change of weights within this."""
@@ -192,7 +192,7 @@ def test_every_unit_keeps_its_arm_whoever_answers_and_whatever_dies(
     for _ in range(2):
         arena.kill("ServeReplica:sm4ll:Router")
     wait_until_answered(crowd)
-    again = crowd.ask_all([answer.unit for answer in first[:: NUM_UNITS // 200]])
+    again = crowd.ask_all([answer.unit for answer in first[:: NUM_UNITS // 100]])
     of_unit = {answer.unit: answer.arm for answer in first}
     assert {answer.unit: answer.arm for answer in again}.items() <= of_unit.items()
     client.experiments.end("temples")
@@ -315,7 +315,7 @@ def test_lost_exposures_freeze_the_experiment(arena: Up, client: Client) -> None
         expert="top", version="top@1", against="top@2", stages=stages, guardrails=ERRORS
     )
     crowd = top_crowd(arena)
-    with losing_exposures(arena, 10 if IS_FULL else 30):
+    with losing_exposures(arena, 10 if IS_FULL else 60):
         rollout = client.rollouts.start(plan)
         with crowd.asking("lost"):
             ended = follow(client, rollout.id, nothing)
