@@ -16,6 +16,7 @@ from serve.config import (
     Resources,
     RouterConfig,
     SegmenterConfig,
+    Selector,
     VersionId,
 )
 
@@ -188,6 +189,14 @@ def alone_options(group: ExpertGroup) -> Options:
     """Options of one that is an application of its own, to which our autoscaling policy and the
     load that routers report do not reach: Serve scales it, by the requests at its replicas."""
     return _expert(group, _by_use(group))
+
+
+def placed_options(options: Options, selector: Selector) -> Options:
+    """The same on nodes with these labels only."""
+    if not selector:
+        return options
+    actor = {**options["ray_actor_options"], "label_selector": dict(selector)}
+    return {**options, "ray_actor_options": actor}
 
 
 def door_options() -> Options:

@@ -19,9 +19,15 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.bundle import Bundle
 from deployments.expert import ExpertReplica
-from deployments.options import Options, alone_options, door_options, segmenter_options
+from deployments.options import (
+    Options,
+    alone_options,
+    door_options,
+    placed_options,
+    segmenter_options,
+)
 from deployments.segmentation import SegmenterReplica
-from serve.config import FamilyConfig, ReplicaPlan, VersionId
+from serve.config import AddedPlaces, FamilyConfig, ReplicaPlan, VersionId
 from serve.errors import ConfigError
 from serve.experiments.versions import Wish, read_wish
 from serve.fleet import read_details
@@ -78,9 +84,12 @@ class Door:
 class AddedApps:
     """The applications of one family's added versions, in the cluster this process is in."""
 
-    def __init__(self, family: FamilyConfig, app_name: str):
+    def __init__(
+        self, family: FamilyConfig, app_name: str, places: AddedPlaces = AddedPlaces()
+    ):
         self._family = family
         self._app_name = app_name
+        self._places = places
 
     async def deploy(self, wish: Wish, names: Collection[str]) -> None:
         """Returns when the controller knows of it; what runs in the same version stays.
@@ -132,17 +141,20 @@ class AddedApps:
     def _build(self, wish: Wish, name: str) -> Application:
         family, bundle = self._family, wish.located
         if name == segmenter_name(bundle.masker.id):
-            return _pinned(
-                SegmenterReplica, segmenter_options(family.segmenter, bundle.masker.id), name
-            ).bind(family.segmenter, bundle.masker, bundle.home, family.weights, RayMeter)
+            options = segmenter_options(family.segmenter, bundle.masker.id)
+            placed = placed_options(options, self._places.segmenter)
+            return _pinned(SegmenterReplica, placed, name).bind(family.segmenter, bundle.masker, bundle.home, family.weights, RayMeter)
         group = group_of(wish)
         plan = ReplicaPlan(
             name=group.name,
             weights=family.weights,
             num_gpus=group.deployed.resources.num_gpus,
         )
-        expert = _pinned(ExpertReplica, alone_options(group), code_version(wish))
-        door = _pinned(Door, door_options(), DOOR)
+        place = self._places.gpu if plan.num_gpus else self._places.cpu
+        expert = _pinned(
+            ExpertReplica, placed_options(alone_options(group), place), code_version(wish)
+        )
+        door = _pinned(Door, placed_options(door_options(), self._places.cpu), DOOR)
         return door.bind(expert.bind(group.bundles, plan, open_meter=RayMeter))
 
 
@@ -172,6 +184,7 @@ class AddedVersions:
         bundles: Mapping[VersionId, Bundle],
         windows: Windows,
         app_name: str,
+        places: AddedPlaces = AddedPlaces(),
         replica_id: str,
         logger: logging.Logger,
         now: Callable[[], datetime] = utc_now,
@@ -181,7 +194,7 @@ class AddedVersions:
         self._family_versions = frozenset(bundles)
         self._maskers = frozenset(bundle.masker.id for bundle in bundles.values())
         self._windows = windows
-        self._apps = AddedApps(family, app_name)
+        self._apps = AddedApps(family, app_name, places)
         self._replica_id = replica_id
         self._logger = logger
         self._now = now

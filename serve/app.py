@@ -20,7 +20,7 @@ from deployments.options import (
 )
 from deployments.segmentation import SegmenterReplica
 from serve.added import build_deployment
-from serve.config import ReplicaPlan
+from serve.config import AddedPlaces, ReplicaPlan
 from serve.described import Described
 from serve.job_runner import JobRunner
 from serve.ray_meter import RayMeter
@@ -39,6 +39,8 @@ class AppArgs(Described):
     revision: str | None = None
     """Build from no other documents than these (serve/revision.py), and wait until they are there:
     a mounted ConfigMap follows late. None: from those that are there."""
+    added: AddedPlaces = AddedPlaces()
+    """Where versions that are added while it runs may be."""
 
 
 def build_app(args: AppArgs) -> Application:
@@ -75,7 +77,9 @@ def build_app(args: AppArgs) -> Application:
         judge = build_deployment(JudgeReplica, judge_options(family.judge)).bind(
             family.judge, *load_judge(path, family.judge), family.weights
         )
-    runner = build_deployment(JobRunner, runner_options(family.jobs)).bind(family, bundles)
+    runner = build_deployment(JobRunner, runner_options(family.jobs)).bind(
+        family, bundles, args.added
+    )
     return build_deployment(IngressRouter, router_options(family.router)).bind(
         family, bundles, segmenters, experts, runner, judge
     )

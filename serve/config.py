@@ -101,6 +101,21 @@ class Resources(Config):
     num_gpus: NonNegativeFloat = 0.0
 
 
+Selector = Mapping[str, str]
+"""Labels of Ray's nodes, as Ray's `label_selector` has them: a value, or `in(a,b)`."""
+
+
+class AddedPlaces(Config):
+    """Where the replicas of versions that are added to a running cluster may be; anywhere when
+    absent, also where routers need the processors."""
+
+    cpu: Selector = {}
+    gpu: Selector = {}
+    """Of those that need a GPU."""
+    segmenter: Selector = {}
+    """Of a masker that the family has not."""
+
+
 class Deployed(Config):
     """How the replicas of one deployment run."""
 

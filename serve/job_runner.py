@@ -11,7 +11,7 @@ from deployments.bundle import Bundle
 from deployments.options import group_experts
 from serve.added import AddedVersions
 from serve.admission.load import report_queued
-from serve.config import FamilyConfig, VersionId
+from serve.config import AddedPlaces, FamilyConfig, VersionId
 from serve.experiments.controller import RolloutController
 from serve.experiments.probe import DeploymentProbe
 from serve.experiments.split_watch import SPLIT_WATCH_S, SplitWatch
@@ -44,7 +44,16 @@ SWEEP_S = 300.0
 class JobRunner:
     """Runs from the moment it is there; nobody has to call it."""
 
-    def __init__(self, family: FamilyConfig, bundles: Mapping[VersionId, Bundle]):
+    def __init__(
+        self,
+        family: FamilyConfig,
+        bundles: Mapping[VersionId, Bundle],
+        places: AddedPlaces = AddedPlaces(),
+    ):
+        """
+        Args:
+            places: of versions that are added.
+        """
         write_json_logs()
         context = rayserve.get_replica_context()
         logger = logging.getLogger("ray.serve")
@@ -70,6 +79,7 @@ class JobRunner:
             bundles=bundles,
             windows=windows,
             app_name=context.app_name,
+            places=places,
             replica_id=context.replica_tag,
             logger=logger,
         )

@@ -47,7 +47,8 @@ class Rendered:
         config: dict[str, Any] = yaml.safe_load(self._service["spec"]["serveConfigV2"])
         for application in config["applications"]:
             application["args"] = {
-                name: self._moved(str(value), folder) for name, value in application["args"].items()
+                name: self._moved(value, folder) if isinstance(value, str) else value
+                for name, value in application["args"].items()
             }
         return config
 

@@ -123,6 +123,10 @@ def test_one_that_lies_on_two_kinds_of_gpu_may_go_to_either(tmp_path: Path) -> N
     found = plan(family, write_gpus(tmp_path, [("a", 1, L4, 2), ("b", 1, H100, 1)]))
     options = overrides(found)["Expert-eye@1"]["ray_actor_options"]
     assert len(found.places["Expert-eye@1"]) == 2
+    (application,) = config_of(found)["applications"]
+    added = AppArgs.model_validate(application["args"]).added
+    assert added.gpu == options["label_selector"], "and so may one that is added later"
+    assert added.cpu == {"sm4ll.dev/pool": "light-cpu"}
     assert options["label_selector"]["sm4ll.dev/pool"] == "in(light-gpu-h100,light-gpu-l4)"
     assert 0 < options["num_gpus"] < 1
     assert ServeDeploySchema.model_validate(config_of(found))

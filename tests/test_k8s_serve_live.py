@@ -76,10 +76,10 @@ class Deployed:
         app: dict[str, Any] = self.read_apps().get("sm4ll", {})
         return app
 
-    def list_replicas(self) -> Replicas:
+    def list_replicas(self, app: str = "sm4ll") -> Replicas:
         return {
             replica["replica_id"]: (name, replica["pid"], replica["node_id"])
-            for name, deployment in self.read_app()["deployments"].items()
+            for name, deployment in self.read_apps()[app]["deployments"].items()
             for replica in deployment["replicas"]
             if replica["state"] == "RUNNING"
         }
@@ -221,3 +221,7 @@ def test_versions_and_weights_of_an_experiment_are_not_in_the_config(
         weights = {arm.name: arm.weight for arm in client.experiments.get("eye-2").design.arms}
     assert weights == {"old": 2_500, "new": 7_500}
     try_on(deployed, "eye@second")
+    labels = deployed.list_labels()
+    (of_added,) = [app for app in apps if "eye@second" in app]
+    pools = {labels[node].get(SELECTED) for _, _, node in deployed.list_replicas(of_added).values()}
+    assert pools == {"light-cpu"}, "not where routers need the processors"

@@ -5,7 +5,7 @@ from what deployments/options.py gives. Bounds are written out here, so that an 
 of this document alone: Serve changes them in the running application.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,11 @@ def build_serve_config(
         "applications": [
             {
                 **application,
-                "args": {"family": FAMILY_FILE, "revision": revision},
+                "args": {
+                    "family": FAMILY_FILE,
+                    "revision": revision,
+                    "added": _added_places(cluster),
+                },
                 "deployments": [
                     _override(options, cluster, shape) for options in _all_options(cluster)
                 ],
@@ -128,5 +132,17 @@ def _actor_options(options: Options, cluster: PlannedCluster) -> dict[str, Any]:
         **options["ray_actor_options"],
         "num_cpus": cluster.num_cpus[name],
         "num_gpus": cluster.num_gpus.get(name, 0),
-        "label_selector": {POOL_LABEL: names[0] if len(names) == 1 else f"in({','.join(names)})"},
+        "label_selector": _select(names),
     }
+
+
+def _added_places(cluster: PlannedCluster) -> dict[str, Any]:
+    """Not on the routers' nodes, which have processors to spare and no right to be slowed down."""
+    places: dict[str, Any] = {"cpu": Line(_select(["light-cpu"]))}
+    if with_gpus := [pool.name for pool in cluster.pools if pool.gpu is not None]:
+        places["gpu"] = Line(_select(with_gpus))
+    return {**places, "segmenter": Line(_select(["segment"]))}
+
+
+def _select(pools: Sequence[str]) -> dict[str, str]:
+    return {POOL_LABEL: pools[0] if len(pools) == 1 else f"in({','.join(pools)})"}
