@@ -84,9 +84,7 @@ class Door:
 class AddedApps:
     """The applications of one family's added versions, in the cluster this process is in."""
 
-    def __init__(
-        self, family: FamilyConfig, app_name: str, places: AddedPlaces = AddedPlaces()
-    ):
+    def __init__(self, family: FamilyConfig, app_name: str, places: AddedPlaces):
         self._family = family
         self._app_name = app_name
         self._places = places
@@ -143,7 +141,9 @@ class AddedApps:
         if name == segmenter_name(bundle.masker.id):
             options = segmenter_options(family.segmenter, bundle.masker.id)
             placed = placed_options(options, self._places.segmenter)
-            return _pinned(SegmenterReplica, placed, name).bind(family.segmenter, bundle.masker, bundle.home, family.weights, RayMeter)
+            return _pinned(SegmenterReplica, placed, name).bind(
+                family.segmenter, bundle.masker, bundle.home, family.weights, RayMeter
+            )
         group = group_of(wish)
         plan = ReplicaPlan(
             name=group.name,
@@ -184,7 +184,7 @@ class AddedVersions:
         bundles: Mapping[VersionId, Bundle],
         windows: Windows,
         app_name: str,
-        places: AddedPlaces = AddedPlaces(),
+        places: AddedPlaces,
         replica_id: str,
         logger: logging.Logger,
         now: Callable[[], datetime] = utc_now,

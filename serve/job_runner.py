@@ -48,7 +48,7 @@ class JobRunner:
         self,
         family: FamilyConfig,
         bundles: Mapping[VersionId, Bundle],
-        places: AddedPlaces = AddedPlaces(),
+        places: AddedPlaces,
     ):
         """
         Args:
