@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TEST_ENV := RAY_USAGE_STATS_ENABLED=0
-# Files of tests beside each other; those on a cluster have the machine to themselves.
-BESIDE := -n 2 --dist loadfile
+# Files of tests beside each other, the longest of few tests not last; those on a cluster have the
+# machine to themselves.
+BESIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test lint unit ray clean
 

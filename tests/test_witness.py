@@ -385,7 +385,8 @@ NOT_ITS_FAULT = {
     *("InvalidRequest", "Unauthenticated", "Forbidden", "NotFound", "Conflict", "ImageTooLarge"),
     *("InvalidImage", "FetchRefused", "RateLimited", "QuotaExhausted", "StoreUnavailable"),
     *("Cancelled", "MaskRejected", "RequestError", "CapacityError"),
-    *("ClusterError", "PackingImpossible", "RolloutFailed"),
+    *("ClusterError", "PackingImpossible", "RolloutFailed", "RolloutTimedOut", "RolloutRefused"),
+    *("ControlPlaneUnreachable", "ControlPlaneRefused", "FieldConflict"),
 }
 
 
