@@ -231,7 +231,10 @@ def main() -> None:
         if exc.name != "kubernetes":
             raise
         err.print("`sm4ll k8s` needs the client library of Kubernetes, which is not installed.")
-        err.print("What helps: pip install 'sm4ll-serve[kubernetes]'", markup=False)
+        err.print(
+            "What helps, in its clone: pip install -c constraints.txt -e '.[kubernetes]'",
+            markup=False,
+        )
         sys.exit(1)
     except (Sm4llError, ConfigError, OSError) as exc:
         err.print(str(exc), markup=False)

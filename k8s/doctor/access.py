@@ -53,7 +53,10 @@ def _check_namespace(patient: Patient) -> Check:
         if any(dig(one, "metadata", "name") == name for one in patient.of_kind("Namespace")):
             return Check("ok", AREA, f"namespace {name} is not there yet; apply makes it")
         return Check(
-            "problem", AREA, f"there is no namespace {name}", f"`kubectl create namespace {name}`"
+            "problem",
+            AREA,
+            f"there is no namespace {name}",
+            f"`kubectl create namespace {name}`, or let `sm4ll k8s apply` make it",
         )
     level = labels_of(there).get("pod-security.kubernetes.io/enforce")
     return Check(
