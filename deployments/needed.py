@@ -1,16 +1,15 @@
-"""Which weights a family's replicas will ask for, and how: read from its bundles, before any runs.
+"""Which weights a family's replicas will ask for, and how: by its bundles, before any runs."""
 
-Finds every ModelSource that a configuration holds, so a new kind of backend or masker is in it.
-"""
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import BaseModel
 
 from deployments.bundle import Bundle
 from deployments.judge_models import load_judge
 from deployments.recipes import Adapter, Diffusion, ProductAsIpAdapter
-from deployments.sources import ModelSource
+from deployments.sources import ModelSource, find_sources
 from deployments.weights import FOLDER, PIPELINE, Reading
 from serve.config import Config, FamilyConfig, VersionId
 
@@ -58,7 +57,7 @@ def list_needs(
 def _collect(
     found: dict[tuple[ModelSource, Reading, Path], Need], config: Config, home: Path, user: str
 ) -> None:
-    for owner, source in _sources(config):
+    for _, owner, source in find_sources(config):
         reading = PIPELINE if isinstance(owner, Diffusion) and source is owner.model else FOLDER
         # A repository is the same for every bundle, a path is not.
         key = (source, reading, home if source.path is not None else Path())
@@ -70,15 +69,7 @@ def _collect(
         found[key] = Need(source, reading, home, files, users)
 
 
-def _sources(config: Config) -> Iterator[tuple[Config, ModelSource]]:
-    for _, value in config:
-        if isinstance(value, ModelSource):
-            yield config, value
-        elif isinstance(value, Config):
-            yield from _sources(value)
-
-
-def _files(owner: Config, source: ModelSource) -> tuple[str, ...]:
+def _files(owner: BaseModel, source: ModelSource) -> tuple[str, ...]:
     if isinstance(owner, Adapter):
         return (owner.weight_name,)
     if isinstance(owner, ProductAsIpAdapter):

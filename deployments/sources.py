@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, NamedTuple, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -49,11 +49,21 @@ class ModelSource(Config):
         return self.model_copy(update={"path": (home / self.path).resolve()})
 
 
-def find_sources(config: BaseModel, place: str = "") -> Iterator[tuple[str, ModelSource]]:
-    """Every place of a bundle that names weights, with where it is."""
+class NamedSource(NamedTuple):
+    """One place of a configuration that names weights."""
+
+    place: str
+    """`backend.adapter.source`."""
+    owner: BaseModel
+    """What says it, and so how it is read."""
+    source: ModelSource
+
+
+def find_sources(config: BaseModel, place: str = "") -> Iterator[NamedSource]:
+    """Every one, so that a new kind of backend or masker is among them."""
     for name, value in config:
         here = f"{place}.{name}" if place else name
         if isinstance(value, ModelSource):
-            yield here, value
+            yield NamedSource(here, config, value)
         elif isinstance(value, BaseModel):
             yield from find_sources(value, here)

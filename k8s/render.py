@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.bundle import load_family
-from deployments.judge_models import load_judge
 from deployments.packing.placement import Placement
 from k8s.rendering.disruption import disruption_budgets
 from k8s.rendering.family_map import FamilyFiles, build_family_map
@@ -58,10 +57,7 @@ def plan_service(
     family, bundles = load_family(files.family)
     rules = load_yaml(placement, Placement) if placement else None
     cluster = plan_cluster(family, bundles, shape, rules)
-    judge = ""
-    if family.judge is not None:
-        judge = load_judge(files.family, family.judge)[0].model_dump_json()
-    revision = revision_of(cluster.family, bundles, judge)
+    revision = revision_of(files.family, cluster.family, bundles)
     service = build_ray_service(cluster, shape, build_serve_config(cluster, shape, revision))
     return Planned(cluster, shape, service)
 

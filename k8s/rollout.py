@@ -10,16 +10,16 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Protocol
 
 from k8s.changes.bounds import bring_bounds
 from k8s.changes.lock import ApplyLock
 from k8s.changes.migration import JobRun
 from k8s.changes.planning import Act, Plan, Planner, Step, with_number
-from k8s.changes.revisions import Revision, Revisions, begin_revision
+from k8s.changes.teller import Teller
 from k8s.control.api import ControlPlane
 from k8s.control.connection import Manifest
 from k8s.control.objects import Ref, digest, is_awaited
+from k8s.control.revisions import Revision, Revisions, begin_revision
 from k8s.state.snapshot import read_snapshot
 from k8s.state.status import ClusterStatus, judge
 from k8s.state.waiting import REFRESH_S, SURE_AFTER_S, Verdict, next_look, watch_changes
@@ -28,16 +28,6 @@ from serve.errors import ClusterError, RolloutFailed, RolloutRefused, RolloutTim
 # After a change KubeRay may tell the state of before once more: it looks every 2 s.
 SETTLE_S = 5.0
 DONE: Mapping[Act, str] = {"create": "created", "change": "changed"}
-
-
-class Teller(Protocol):
-    """Where progress is said."""
-
-    def said(self, text: str) -> None:
-        """Something that is done, and stays on the screen."""
-
-    def doing(self, text: str) -> None:
-        """What is being waited for; the next one takes its place."""
 
 
 def refuse_problems(plan: Plan) -> None:
@@ -153,11 +143,7 @@ class Rollout:
                 remedy="run the command again, and look at what differs now",
             )
         number = newest.number + 1 if newest else 1
-        if (
-            newest is not None
-            and newest.state != "done"
-            and newest.digest == digest(list(manifests))
-        ):
+        if newest is not None and is_unfinished(newest, manifests):
             number = newest.number  # the same again, after something cut it off
         return begin_revision(manifests, overlay, folder, number)
 

@@ -27,16 +27,15 @@ def family_revision(path: Path) -> str:
     Raises:
         ConfigError: the family or one of its bundles cannot be used.
     """
-    family, bundles = load_family(path)
-    judge = load_judge(path, family.judge)[0].model_dump_json() if family.judge else ""
-    return revision_of(family, bundles, judge)
+    return revision_of(path, *load_family(path))
 
 
-def revision_of(family: FamilyConfig, bundles: Mapping[VersionId, Bundle], judge: str = "") -> str:
+def revision_of(path: Path, family: FamilyConfig, bundles: Mapping[VersionId, Bundle]) -> str:
     """
     Args:
-        judge: which models judge, as JSON.
+        path: the family's file, beside which its judge's is.
     """
+    judge = load_judge(path, family.judge)[0].model_dump_json() if family.judge else ""
     measured = {
         version: [footprint.model_dump(mode="json") for footprint in load_footprints(bundle)]
         for version, bundle in bundles.items()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from k8s.changes.planning import Plan, Planner
-from k8s.changes.revisions import Revision, Revisions
 from k8s.control.api import ControlPlane
 from k8s.control.objects import with_inputs
+from k8s.control.revisions import Revision, Revisions
 from k8s.rollout import Rollout, refuse_problems
 from serve.settings import Settings
 from tests.kube_controllers import Controllers

@@ -13,7 +13,7 @@ import pytest
 
 from k8s.changes.lock import DURATION_S, ApplyLock
 from k8s.changes.removal import Remover
-from k8s.changes.revisions import begin_revision, previous_done, read_git
+from k8s.control.revisions import begin_revision, previous_done, read_git
 from serve.errors import ConfigError, NotFound, RolloutRefused, RolloutTimedOut
 from tests.kube_kinds import Manifest
 from tests.kube_server import Fault
@@ -51,21 +51,21 @@ def test_a_revision_is_read_as_it_was_written_and_says_how_it_ended(world: World
 
 
 def test_a_large_revision_is_kept_in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("k8s.changes.revisions.PART_BYTES", 1000)
+    monkeypatch.setattr("k8s.control.revisions.PART_BYTES", 1000)
     noise = random.Random(7).randbytes(2500).hex()
     store(world, 1, [config_map(noise)])
     assert len(world.kube.names("Secret")) > 2
     assert world.revisions.manifests(1) == [config_map(noise)]
     store(world, 1, [config_map("short")])  # parts of the long one are still there
     assert world.revisions.manifests(1) == [config_map("short")]
-    monkeypatch.setattr("k8s.changes.revisions.MAX_PARTS", 2)
+    monkeypatch.setattr("k8s.control.revisions.MAX_PARTS", 2)
     with pytest.raises(ConfigError, match="dashboards"):
         store(world, 2, [config_map(noise)])
     assert [one.number for one in world.revisions.all()] == [1]
 
 
 def test_half_a_revision_is_named_as_damaged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("k8s.changes.revisions.PART_BYTES", 1000)
+    monkeypatch.setattr("k8s.control.revisions.PART_BYTES", 1000)
     store(world, 1, [config_map(random.Random(7).randbytes(2500).hex())])
     world.kube.remove("Secret", "sm4ll-revision-1-part-2")
     with pytest.raises(ConfigError, match="damaged or incomplete"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from k8s.changes.revisions import previous_done
+from k8s.control.revisions import previous_done
 from serve.errors import (
     ControlPlaneUnreachable,
     FieldConflict,

@@ -7,9 +7,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from k8s.changes.revisions import PART_OF, whoami
 from k8s.control.api import ControlPlane
 from k8s.control.connection import Manifest
+from k8s.control.revisions import PART_OF, whoami
 from serve.errors import ControlPlaneRefused, ControlPlaneUnreachable, RolloutRefused
 
 NAME = "sm4ll-apply"

@@ -11,10 +11,10 @@ from typing import Literal
 
 from k8s.changes.difference import Difference, compare_objects
 from k8s.changes.migration import is_over, outcome_of
-from k8s.changes.revisions import LABEL, Revision, Revisions
 from k8s.control.api import FIELD_MANAGER, ControlPlane
 from k8s.control.connection import Manifest
 from k8s.control.objects import Ref, in_order, inputs_of
+from k8s.control.revisions import LABEL, Revision, Revisions
 from k8s.rendering.cluster_hash import needs_new_cluster
 from serve.errors import ClusterError, ControlPlaneRefused, FieldConflict
 

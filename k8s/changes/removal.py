@@ -7,11 +7,11 @@ from itertools import groupby
 
 from k8s.changes.lock import ApplyLock
 from k8s.changes.planning import is_ours
-from k8s.changes.revisions import TYPE, Revisions
+from k8s.changes.teller import Teller
 from k8s.control.api import ControlPlane
 from k8s.control.connection import Manifest
 from k8s.control.objects import Ref, stage_of
-from k8s.rollout import Teller
+from k8s.control.revisions import TYPE, Revisions
 from k8s.state.snapshot import ORIGIN_LABEL, PART_OF, RAY
 from serve.errors import RolloutTimedOut
 

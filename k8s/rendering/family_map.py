@@ -99,7 +99,7 @@ def _judge_file(family: Path, config: FamilyConfig) -> str:
 
 
 def _check_sources(path: Path, config: Any) -> None:
-    for place, source in find_sources(config):
+    for place, _, source in find_sources(config):
         if source.path is not None and not source.path.is_absolute():
             raise _stays(path, f"{place}.path: {source.path} lies beside it")
 

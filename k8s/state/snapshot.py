@@ -130,7 +130,7 @@ def read_revision(api: "ControlPlane", namespace: str) -> str:
 
     Apart from the snapshot: a revision brings its manifests along, too many bytes for each look.
     """
-    from k8s.changes.revisions import Revisions
+    from k8s.control.revisions import Revisions
 
     found = Reader(api).attempt("revisions", lambda: Revisions(api, namespace).all())
     if not found:

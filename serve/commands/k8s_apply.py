@@ -29,9 +29,9 @@ from serve.errors import (
 
 if TYPE_CHECKING:
     from k8s.changes.planning import Plan
-    from k8s.changes.revisions import Revision, Revisions
     from k8s.control.api import ControlPlane
     from k8s.control.connection import Manifest
+    from k8s.control.revisions import Revision, Revisions
 
 FAILED, REFUSED, LATE, DIFFERS = 1, 2, 3, 4
 DATABASE_STAYS = (
@@ -177,7 +177,7 @@ def rollback(
     For example: sm4ll k8s rollback --to 4
     """
     from k8s.changes.planning import Planner
-    from k8s.changes.revisions import Revisions
+    from k8s.control.revisions import Revisions
     from k8s.rollout import Rollout, refuse_problems
     from serve.commands.k8s_plan_drawing import draw_plan
     from serve.commands.k8s_progress import Progress
@@ -209,7 +209,7 @@ def _find_target(revisions: "Revisions", to: int | None) -> "Revision":
     Raises:
         NotFound: there is none to go back to.
     """
-    from k8s.changes.revisions import previous_done
+    from k8s.control.revisions import previous_done
 
     if to is not None:
         return revisions.find(to)
@@ -240,7 +240,7 @@ def history(
 
     For example: sm4ll k8s history --json
     """
-    from k8s.changes.revisions import Revisions
+    from k8s.control.revisions import Revisions
     from serve.commands.k8s_plan_drawing import draw_history
 
     with exit_codes():
@@ -328,7 +328,7 @@ def _plan_and_show(
 
 
 def _is_unfinished(api: "ControlPlane", plan: "Plan", manifests: "Sequence[Manifest]") -> bool:
-    from k8s.changes.revisions import Revisions
+    from k8s.control.revisions import Revisions
     from k8s.rollout import is_unfinished
 
     revisions = [] if plan.is_namespace_new else Revisions(api, plan.namespace).all()

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from k8s.changes.difference import Difference, in_words
 from k8s.changes.planning import Act, Plan, Step
-from k8s.changes.revisions import Revision
 from k8s.control.objects import is_awaited
+from k8s.control.revisions import Revision
 
 MARKS: dict[Act, tuple[str, str]] = {
     "create": ("+", "green"),

@@ -13,8 +13,8 @@ EVERY_S = 5.0
 
 
 class Progress:
-    """A `k8s.rollout.Teller`. In a log a line is written only when it is a new one, and not the
-    next at once: what a CI shows is read afterwards."""
+    """A `k8s.changes.teller.Teller`. In a log a line is written only when it is a new one, and not
+    the next at once: what a CI shows is read afterwards."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic):
         self._console = console

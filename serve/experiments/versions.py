@@ -91,7 +91,7 @@ def check_wish(wish: Wish) -> None:
     if wish.home and not PurePosixPath(wish.home).is_absolute():
         raise _invalid("home", "must be an absolute path", "a folder on the cluster's machines")
     if not wish.home:
-        for place, source in find_sources(wish.bundle):
+        for place, _, source in find_sources(wish.bundle):
             if source.path is not None and not source.path.is_absolute():
                 raise _invalid(
                     f"bundle.{place}.path",
